@@ -1,0 +1,62 @@
+"""Images and folders: reading, layouts, lazy loading, and a generated material to try things on.
+
+Importing this package loads none of its modules; each name is found at first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .decode import UnreadableImageError
+    from .folders import Folder, MVTecLayout, Sample, list_images, open_dataset
+    from .images import IMAGE_EXTENSIONS, as_images, read_image, read_mask, to_float
+    from .loading import ImageLoader, load_images
+    from .synthetic import Material, write_material
+
+_HOME = {
+    "Folder": "folders",
+    "MVTecLayout": "folders",
+    "Sample": "folders",
+    "list_images": "folders",
+    "open_dataset": "folders",
+    "IMAGE_EXTENSIONS": "images",
+    "UnreadableImageError": "decode",
+    "as_images": "images",
+    "read_image": "images",
+    "read_mask": "images",
+    "to_float": "images",
+    "ImageLoader": "loading",
+    "load_images": "loading",
+    "Material": "synthetic",
+    "write_material": "synthetic",
+}
+
+__all__ = [
+    "IMAGE_EXTENSIONS",
+    "Folder",
+    "ImageLoader",
+    "MVTecLayout",
+    "Material",
+    "Sample",
+    "UnreadableImageError",
+    "as_images",
+    "list_images",
+    "load_images",
+    "open_dataset",
+    "read_image",
+    "read_mask",
+    "to_float",
+    "write_material",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module 'stadfast.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,234 @@
+"""One image in, one tensor out: files, Pillow images, arrays and tensors become (3, H, W) RGB.
+
+8-bit images stay ``uint8`` (a quarter of the memory); 16-bit and float images become ``float32`` in [0, 1].
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .decode import check_range, decode, pixels
+
+IMAGE_EXTENSIONS: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+_CHANNELS = (1, 3, 4)
+_DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
+
+
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """Read an image file as RGB.
+
+    PNG, JPEG, TIFF, BMP, WebP and what else Pillow reads; grey, palette, 1-bit and CMYK become RGB, alpha is
+    dropped, EXIF rotation is applied, and of an animation or a multi-page file the first frame counts.
+    16-bit grey keeps its 16 bits, and so does 16-bit RGB in PNG (``value / 65535``); of 16-bit RGB in TIFF
+    Pillow delivers the upper 8 bits only, and such a file gives ``uint8``. Float files must lie in [0, 1].
+    Pillow's limit against decompression bombs holds (``2 * PIL.Image.MAX_IMAGE_PIXELS``, 179 megapixels).
+
+    Args:
+        path: the file.
+
+    Returns:
+        (3, H, W): uint8 for 8-bit files, float32 in [0, 1] for 16-bit and float files.
+
+    Raises:
+        UnreadableImageError: (a ``DataError``) no such file, damaged, not an image, too large, not finite.
+    """
+    return _to_rgb(decode(Path(path)))
+
+
+def read_mask(path: str | os.PathLike[str]) -> Tensor:
+    """Read a ground-truth mask.
+
+    A pixel is defective where its grey value lies above half of the range (127 for 8 bits). Where no pixel of
+    a lossless file does, the values are taken for labels, as in {0, 1} masks, and all but 0 are defective.
+
+    Args:
+        path: the file; any format of :func:`read_image`.
+
+    Returns:
+        (H, W) bool, true on defects.
+
+    Raises:
+        UnreadableImageError: as :func:`read_image`.
+    """
+    image = decode(Path(path))
+    # The brightest channel, not luma: saturated colours (label palettes) must count as bright.
+    grey = image[..., : 3 if image.shape[2] > 2 else 1].max(axis=2)
+    half = 0.5 if grey.dtype.kind == "f" else np.iinfo(grey.dtype).max // 2
+    mask = grey > half
+    if not mask.any() and Path(path).suffix.lower() not in (".jpg", ".jpeg"):  # JPEG's black is noisy
+        mask = grey > 0
+    return torch.from_numpy(mask)
+
+
+def to_float(image: Tensor) -> Tensor:
+    """An image or a batch of any shape, uint8, uint16 or float in [0, 1], as float32 in [0, 1]."""
+    if image.dtype == torch.uint8:
+        return image.to(torch.float32).div_(255.0)
+    if image.dtype == torch.uint16:
+        return image.to(torch.float32).div_(65535.0)
+    return image.to(torch.float32)
+
+
+def as_images(obj: Any) -> list[Tensor]:
+    """Whatever holds images as a list of (3, H, W) tensors.
+
+    ============================  =========================================================================
+    ``obj``                       read as
+    ============================  =========================================================================
+    path, ``Sample``              the image file, or all images in the folder (sorted, recursive)
+    Pillow image                  as :func:`read_image` (the pixels as Pillow has decoded them)
+    NumPy array                   (H, W), (H, W, C) or (N, H, W, C): channels last, as Pillow and OpenCV
+    tensor, any device            (H, W), (C, H, W) or (N, C, H, W): channels first, as torchvision
+    list, tuple or iterable       of paths, or of the others; the order is kept
+    ============================  =========================================================================
+
+    C is 1 (grey), 3 (RGB; OpenCV's BGR has to be reversed first) or 4 (RGBA, alpha is dropped); dtypes are
+    uint8, uint16 and floats in [0, 1]. Results may share memory with arrays and tensors.
+
+    Returns:
+        list of (3, H, W): uint8 where uint8 came, else float32 in [0, 1]; tensors stay on their device.
+
+    Raises:
+        DataError: nothing in it, or wrong shape, dtype, range, non-finite values; says what came.
+    """
+    if _is_path(obj):
+        return _read_all([obj])
+    if not isinstance(obj, Iterable) or _is_picture(obj):
+        return _single(obj, "image")
+    if isinstance(obj, dict):
+        raise DataError("images came as a dict; wanted a path, a Pillow image, an array, a tensor or a list")
+    items = list(obj)
+    if not items:
+        raise DataError("no images: the list is empty")
+    paths = sum(_is_path(item) for item in items)
+    if paths == len(items):
+        return _read_all(items)
+    if paths:
+        raise DataError(
+            f"{paths} paths are mixed with {len(items) - paths} images in memory; wanted one kind"
+        )
+    return [image for i, item in enumerate(items) for image in _single(item, f"image {i}")]
+
+
+# --------------------------------------------------------------------------------------------- helpers
+
+
+def _to_rgb(array: np.ndarray) -> Tensor:
+    """(H, W, C) uint8, uint16 or float32, C in 1..4 (2 and 4: with alpha) -> contiguous (3, H, W)."""
+    image = torch.from_numpy(array).permute(2, 0, 1)
+    image = image[:3] if image.shape[0] > 2 else image[:1].expand(3, -1, -1)
+    return (image if image.dtype == torch.uint8 else to_float(image)).contiguous()
+
+
+def _read_all(paths: list[Any]) -> list[Tensor]:
+    from .folders import list_images
+
+    return [read_image(path) for path in list_images(paths)]
+
+
+# ------------------------------------------------------------------------------------------ in memory
+
+
+def _is_path(obj: Any) -> bool:
+    from .folders import Sample
+
+    return isinstance(obj, (str, os.PathLike, Sample))
+
+
+def _is_picture(obj: Any) -> bool:
+    from PIL.Image import Image
+
+    return isinstance(obj, (np.ndarray, Tensor, Image))
+
+
+def _single(obj: Any, name: str) -> list[Tensor]:
+    """One picture or batch; ``name`` is what errors call it."""
+    if isinstance(obj, np.ndarray):
+        return _from_array(obj, name)
+    if isinstance(obj, Tensor):
+        return _from_tensor(obj, name)
+    if _is_picture(obj):
+        try:
+            return [_to_rgb(pixels(obj))]
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        except Exception as error:  # Pillow decodes lazily: a damaged file shows only now
+            raise DataError(f"{name}: damaged: {error}") from error
+    raise DataError(
+        f"{name} is of type {type(obj).__name__}; wanted a path, a Pillow image, a NumPy array or a tensor"
+    )
+
+
+def _from_array(array: np.ndarray, name: str) -> list[Tensor]:
+    if array.dtype.name not in _DTYPES:
+        raise DataError(f"{name} has dtype {array.dtype}; wanted uint8, uint16 or floats in [0, 1]")
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim not in (3, 4) or array.shape[-1] not in _CHANNELS:
+        raise DataError(f"{name} has shape {shape}; {_array_advice(shape)}")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()  # torch has neither read-only memory nor negative strides
+    tensor = torch.from_numpy(array)
+    return _finish(tensor.movedim(-1, -3), shape, name)
+
+
+def _from_tensor(tensor: Tensor, name: str) -> list[Tensor]:
+    if tensor.dtype not in (torch.uint8, torch.uint16) and not tensor.dtype.is_floating_point:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise DataError(f"{name} has dtype {dtype}; wanted uint8, uint16 or floats in [0, 1]")
+    shape = tuple(tensor.shape)
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    if tensor.ndim not in (3, 4) or tensor.shape[-3] not in _CHANNELS:
+        raise DataError(f"{name} has shape {shape}; {_tensor_advice(shape)}")
+    return _finish(tensor.detach(), shape, name)
+
+
+def _array_advice(shape: tuple[int, ...]) -> str:
+    wanted = "wanted a NumPy array (H, W), (H, W, C) or (N, H, W, C) with C = 1, 3 or 4"
+    if len(shape) == 3 and shape[0] in _CHANNELS:
+        return f"{wanted}; channels come first here: pass array.transpose(1, 2, 0)"
+    if len(shape) == 4 and shape[1] in _CHANNELS:
+        return f"{wanted}; channels come second here: pass array.transpose(0, 2, 3, 1)"
+    if len(shape) == 3 and shape[-1] > 4:
+        return f"{wanted}; for a batch of grey images pass array[..., None]"
+    return wanted
+
+
+def _tensor_advice(shape: tuple[int, ...]) -> str:
+    wanted = "wanted a tensor (H, W), (C, H, W) or (N, C, H, W) with C = 1, 3 or 4"
+    if len(shape) == 3 and shape[-1] in _CHANNELS:
+        return f"{wanted}; channels come last here: pass tensor.permute(2, 0, 1)"
+    if len(shape) == 4 and shape[-1] in _CHANNELS:
+        return f"{wanted}; channels come last here: pass tensor.permute(0, 3, 1, 2)"
+    if len(shape) == 3 and shape[0] > 4:
+        return f"{wanted}; for a batch of grey images pass tensor[:, None]"
+    return wanted
+
+
+def _finish(tensor: Tensor, shape: tuple[int, ...], name: str) -> list[Tensor]:
+    """(C, H, W) or (N, C, H, W) of an allowed dtype -> list of (3, H, W)."""
+    if tensor.numel() == 0:
+        raise DataError(f"{name} has shape {shape}: it is empty")
+    if tensor.dtype != torch.uint8:
+        is_float = tensor.dtype.is_floating_point
+        tensor = to_float(tensor)
+        if is_float:  # one pass and one wait for the device, however many images
+            low, high = (float(x) for x in torch.stack(torch.aminmax(tensor)))
+            check_range(low, high, name)
+            if low < 0 or high > 1:
+                tensor = tensor.clamp(0, 1)
+    batch = tensor if tensor.ndim == 4 else tensor[None]
+    batch = batch[:, :3] if batch.shape[1] > 1 else batch.expand(-1, 3, -1, -1).contiguous()
+    return list(batch.unbind(0))
