@@ -1,0 +1,14 @@
+// Every operator's schema. Meaning, shapes and defaults: the docstrings in stadfast/ops.
+// No default values here: torch 2.11 to 2.13 cannot register autograd over Tensor[] with trailing defaults.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(stadfast, m) {
+  m.def("pyramid_distance(Tensor[] student, Tensor[] teacher, float eps) -> Tensor[]");
+  m.def("pyramid_distance_backward(Tensor[] grad, Tensor[] student, Tensor[] teacher, float eps) -> Tensor[]");
+  m.def(
+      "anomaly_map(Tensor[] student, Tensor[] teacher, int[] groups, float[] weights, int[] grid, int[] size, "
+      "str combine, float eps) -> Tensor");
+  m.def(
+      "upsample_combine(Tensor[] maps, int[] groups, float[] weights, int[] grid, int[] size, str combine) -> "
+      "Tensor");
+}

@@ -1,0 +1,140 @@
+"""The one place that knows the sources of csrc and how they are compiled.
+
+Used by ``setup.py`` (ahead of time) and by ``_library.py`` (at first use). Nothing here imports torch until
+something is compiled, so that ``setup.py`` can load this file where torch is absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
+
+# LibTorch's stable ABI as of 2.11: one library runs on every torch from 2.11 on, whichever it was built with.
+_COMMON = ["-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+_CXX = [*_COMMON, "-fopenmp-simd", "-fvisibility=hidden"]
+_NVCC = [*_COMMON, "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"]
+_DEFAULT_CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0+PTX"  # where neither a GPU nor TORCH_CUDA_ARCH_LIST says more
+
+
+def source_folder() -> Path:
+    """``csrc``: inside the installed package, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    shipped = package / "csrc"
+    return shipped if shipped.is_dir() else package.parent / "csrc"
+
+
+def sources(device: str) -> list[Path]:
+    """The files of the ``"cpu"`` or ``"cuda"`` library."""
+    root = source_folder()
+    if device == "cpu":
+        return [root / "fingerprint.cpp", root / "schema.cpp", *sorted((root / "cpu").glob("*.cpp"))]
+    return [root / "fingerprint.cpp", *sorted((root / "cuda").glob("*.cu"))]
+
+
+def fingerprint() -> str:
+    """16 hexadecimal digits that change with the sources, the flags and the machine's architecture."""
+    root = source_folder()
+    digest = hashlib.sha256(repr((_CXX, _NVCC, os.uname().machine)).encode())
+    for path in sorted(p for p in root.rglob("*") if p.suffix in {".h", ".cpp", ".cu"}):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def flags() -> dict[str, list[str]]:
+    """Compiler flags, in the form of cpp_extension's ``extra_compile_args``."""
+    mark = f"-DSTADFAST_FINGERPRINT={fingerprint()}"
+    return {"cxx": [*_CXX, mark], "nvcc": [*_NVCC, mark]}
+
+
+def cxx_compiler() -> str | None:
+    """The C++ compiler that would be used, if there is one."""
+    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+
+
+def cuda_home() -> Path | None:
+    """A CUDA toolkit with nvcc and headers.
+
+    ``nvcc`` on the path may be a wrapper script far away from the headers, so a folder counts only if it has both.
+    """
+    named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    nvcc = shutil.which("nvcc")
+    candidates = [Path(p) for p in named if p]
+    candidates += [Path(p) / "nvidia" / "cu13" for p in sys.path if p.endswith("site-packages")]
+    candidates += [Path(nvcc).resolve().parent.parent] if nvcc else []
+    candidates += [Path("/usr/local/cuda")]
+    for home in candidates:
+        if (home / "bin" / "nvcc").is_file() and (home / "include" / "cuda_runtime.h").is_file():
+            return home
+    return None
+
+
+def _cpp_extension(device: str) -> Any:
+    """torch.utils.cpp_extension, pointed at the toolkit where CUDA is to be compiled."""
+    import torch
+    from torch.utils import cpp_extension
+
+    if device == "cuda":
+        home = cuda_home()
+        if home is None:
+            raise RuntimeError("no CUDA toolkit (nvcc and headers) found")
+        cpp_extension.CUDA_HOME = str(home)
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", _DEFAULT_CUDA_ARCHITECTURES)
+    return cpp_extension
+
+
+def extensions() -> list[Any]:
+    """setuptools extensions for every library that can be compiled here; paths relative to the checkout."""
+    import torch
+
+    devices = ["cpu"]
+    if torch.version.cuda is not None and cuda_home() is not None:
+        devices.append("cuda")
+    found = []
+    for device in devices:
+        cpp_extension = _cpp_extension(device)
+        kind = cpp_extension.CUDAExtension if device == "cuda" else cpp_extension.CppExtension
+        found.append(
+            kind(
+                f"stadfast.{LIBRARIES[device]}",
+                [os.path.relpath(path) for path in sources(device)],
+                extra_compile_args=flags(),
+                extra_link_args=["-Wl,--as-needed"],
+                py_limited_api=True,  # keeps libtorch_python out: the libraries hold no Python
+            )
+        )
+    return found
+
+
+def compile_library(device: str, folder: Path) -> Path:
+    """Compile the library for ``device`` in ``folder`` and return its path; the library is loaded, too.
+
+    Raises:
+        RuntimeError: no compiler, or it failed; the message holds what it printed.
+    """
+    if cxx_compiler() is None:
+        raise RuntimeError("no C++ compiler (c++ or g++) found")
+    if importlib.util.find_spec("ninja") is not None:  # the PyPI package, whose folder may not be on the path
+        import ninja
+
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
+    name = LIBRARIES[device]
+    settings = flags()
+    _cpp_extension(device).load(
+        name,
+        [str(path) for path in sources(device)],
+        extra_cflags=settings["cxx"],
+        extra_cuda_cflags=settings["nvcc"],
+        extra_ldflags=["-Wl,--as-needed"],  # drops libtorch_python, which load() always names
+        build_directory=str(folder),
+        with_cuda=device == "cuda",
+        is_python_module=False,
+    )
+    return folder / f"{name}.so"

@@ -1,0 +1,65 @@
+"""Shapes (fake kernels) and gradients of the compiled ops; imported once their schemas are loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _map_dtype(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("stadfast::pyramid_distance")
+def _(student: list[Tensor], teacher: list[Tensor], eps: float) -> list[Tensor]:
+    return [s.new_empty((s.shape[0], 1, *s.shape[2:]), dtype=_map_dtype(s)) for s in student]
+
+
+@torch.library.register_fake("stadfast::pyramid_distance_backward")
+def _(grad: list[Tensor], student: list[Tensor], teacher: list[Tensor], eps: float) -> list[Tensor]:
+    return [torch.empty_like(s) for s in student]
+
+
+@torch.library.register_fake("stadfast::anomaly_map")
+def _(
+    student: list[Tensor], teacher: list[Tensor], groups: list[int], weights: list[float],
+    grid: list[int], size: list[int], combine: str, eps: float,
+) -> Tensor:  # fmt: skip
+    return student[0].new_empty((student[0].shape[0], 1, *size), dtype=_map_dtype(student[0]))
+
+
+@torch.library.register_fake("stadfast::upsample_combine")
+def _(
+    maps: list[Tensor], groups: list[int], weights: list[float], grid: list[int], size: list[int], combine: str
+) -> Tensor:
+    return maps[0].new_empty((maps[0].shape[0], 1, *size))
+
+
+def _save_pyramids(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    student, teacher, ctx.eps = inputs
+    ctx.levels = len(student)
+    ctx.save_for_backward(*student, *teacher)
+
+
+def _pyramid_distance_backward(ctx: Any, grad: list[Tensor | None]) -> tuple[Any, ...]:
+    tensors = list(ctx.saved_tensors)
+    student, teacher = tensors[: ctx.levels], tensors[ctx.levels :]
+    filled = [
+        g if g is not None else s.new_zeros((s.shape[0], 1, *s.shape[2:]), dtype=_map_dtype(s))
+        for g, s in zip(grad, student, strict=True)
+    ]
+    backward = torch.ops.stadfast.pyramid_distance_backward
+
+    def gradient(of: list[Tensor], against: list[Tensor], needed: Any) -> list[Tensor] | None:
+        return backward(filled, of, against, ctx.eps) if needed is True or any(needed or ()) else None
+
+    # The distance is symmetric: the teacher's gradient is the student's with the roles exchanged.
+    needs_student, needs_teacher, _ = ctx.needs_input_grad
+    return gradient(student, teacher, needs_student), gradient(teacher, student, needs_teacher), None
+
+
+torch.library.register_autograd(
+    "stadfast::pyramid_distance", _pyramid_distance_backward, setup_context=_save_pyramids
+)

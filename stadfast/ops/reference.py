@@ -1,0 +1,56 @@
+"""Every op in plain PyTorch: the oracle of the tests, the fallback without a compiler, and the differentiable form.
+
+The signatures are the compiled ops' (csrc/schema.cpp).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _widen(features: Tensor) -> Tensor:
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def pyramid_distance(student: list[Tensor], teacher: list[Tensor], eps: float) -> list[Tensor]:
+    distances = []
+    for s, t in zip(student, teacher, strict=True):
+        difference = F.normalize(_widen(s), dim=1, eps=eps) - F.normalize(_widen(t), dim=1, eps=eps)
+        distances.append(difference.square().sum(dim=1, keepdim=True))
+    return distances
+
+
+def _resize(maps: Tensor, size: list[int]) -> Tensor:
+    if list(maps.shape[-2:]) == list(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def upsample_combine(
+    maps: list[Tensor], groups: list[int], weights: list[float], grid: list[int], size: list[int], combine: str
+) -> Tensor:
+    if maps[0].shape[0] == 0:  # F.interpolate refuses empty batches
+        return maps[0].new_empty((0, 1, *size))
+    at_grid = [_resize(level, grid) * weight for level, weight in zip(maps, weights, strict=True)]
+    members: list[list[Tensor]] = [[] for _ in range(max(groups) + 1)]
+    for level, group in zip(at_grid, groups, strict=True):
+        members[group].append(level)
+    sums = [torch.stack(group).sum(dim=0) if len(group) > 1 else group[0] for group in members]
+    if combine == "product":
+        combined = math.prod(sums[1:], start=sums[0])
+    else:
+        combined = sum(sums[1:], start=sums[0])
+        if combine == "mean":
+            combined = combined / sum(weights)
+    return _resize(combined, size)
+
+
+def anomaly_map(
+    student: list[Tensor], teacher: list[Tensor], groups: list[int], weights: list[float],
+    grid: list[int], size: list[int], combine: str, eps: float,
+) -> Tensor:  # fmt: skip
+    return upsample_combine(pyramid_distance(student, teacher, eps), groups, weights, grid, size, combine)
