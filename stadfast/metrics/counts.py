@@ -72,7 +72,9 @@ def roc_points(counts: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64]
 
 def pro_points(counts: Counts) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """(S+1,) false positive rate, per-region overlap and threshold, from (0, 0, inf) to (1, 1)."""
-    overlap = np.minimum(np.concatenate([[0.0], np.cumsum(counts.overlap)]) / max(counts.regions, 1), 1.0)
+    overlap = np.concatenate([[0.0], np.cumsum(counts.overlap)])
+    if counts.regions:
+        overlap = np.minimum(overlap / overlap[-1], 1.0)  # the last is the number of regions, but for rounding
     return (_rate(counts.normal), overlap, np.concatenate([[np.inf], counts.thresholds]))
 
 
