@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,9 @@ def decode(path: Path) -> np.ndarray:
                 raise UnreadableImageError(path, "the file is empty (0 bytes)")
             file.seek(0)
             with Image.open(file) as image:
-                if image.format == "PNG" and head[24] == 16 and min(image.size) > 0:
-                    return _decode_png16(path)
-                return pixels(image)
+                deep_colour = image.format == "PNG" and head[24] == 16 and head[25] != 0
+                array = _decode_png16(path) if deep_colour and min(image.size) > 0 else None
+                return pixels(image) if array is None else array
     except (UnreadableImageError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -64,10 +65,13 @@ def decode(path: Path) -> np.ndarray:
         raise UnreadableImageError(path, f"damaged: {error}") from error
 
 
-def _decode_png16(path: Path) -> np.ndarray:
-    # Pillow reduces 16-bit RGB and grey + alpha to 8 bits; torchvision's own PNG decoder does not.
-    from torchvision.io import ImageReadMode, decode_image
-
+def _decode_png16(path: Path) -> np.ndarray | None:
+    """16-bit colour and grey + alpha, of which Pillow drops 8 bits; None if torchvision has no decoder."""
+    try:
+        from torchvision.io import ImageReadMode, decode_image  # deprecated in torchvision 0.29
+    except ImportError:
+        warnings.warn(f"{path}: only the upper 8 of its 16 bits are read", stacklevel=4)
+        return None
     data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
     image = decode_image(data, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     return image.permute(1, 2, 0).numpy()

@@ -140,9 +140,13 @@ class Folder(_Dataset):
         base = Path(root) if root is not None else Path()
         self.name, self.root = name, base
         abnormal, masks = _under(base, abnormal_dir), _under(base, mask_dir)
-        if masks and len(masks) not in (1, len(abnormal)):
+        if masks and not abnormal:
+            raise UsageError("mask_dir is given without abnormal_dir")
+        if len(masks) not in (0, 1, len(abnormal)):
             raise UsageError(f"mask_dir has {len(masks)} folders, abnormal_dir has {len(abnormal)}")
         normal = [path for folder in _under(base, normal_dir) for path in list_images(folder, extensions)]
+        if not normal:
+            raise DataError(f"normal_dir is {normal_dir!r}; wanted a folder of good images")
         held_out = [
             path for folder in _under(base, normal_test_dir) for path in list_images(folder, extensions)
         ]

@@ -28,8 +28,9 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
     PNG, JPEG, TIFF, BMP, WebP and what else Pillow reads; grey, palette, 1-bit and CMYK become RGB, alpha is
     dropped, EXIF rotation is applied, and of an animation or a multi-page file the first frame counts.
-    16-bit grey keeps its 16 bits, and so does 16-bit RGB in PNG (``value / 65535``); of 16-bit RGB in TIFF
-    Pillow delivers the upper 8 bits only, and such a file gives ``uint8``. Float files must lie in [0, 1].
+    16-bit grey keeps its 16 bits (``value / 65535``), and so does 16-bit RGB in PNG as long as torchvision
+    has a PNG decoder (deprecated since 0.29); of 16-bit RGB in TIFF Pillow delivers the upper 8 bits only,
+    and such a file gives ``uint8``. Float files must lie in [0, 1].
     Pillow's limit against decompression bombs holds (``2 * PIL.Image.MAX_IMAGE_PIXELS``, 179 megapixels).
 
     Args:
