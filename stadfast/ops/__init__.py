@@ -4,6 +4,6 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 """
 
 from ._library import Backend, backend, cache_folder
-from .maps import anomaly_map, pyramid_distance, upsample_combine
+from .maps import COMBINATIONS, anomaly_map, pyramid_distance, upsample_combine
 
-__all__ = ["Backend", "anomaly_map", "backend", "cache_folder", "pyramid_distance", "upsample_combine"]
+__all__ = ["COMBINATIONS", "Backend", "anomaly_map", "backend", "cache_folder", "pyramid_distance", "upsample_combine"]

@@ -52,8 +52,8 @@ def _pyramid_distance_backward(ctx: Any, grad: list[Tensor | None]) -> tuple[Any
     ]
     backward = torch.ops.stadfast.pyramid_distance_backward
 
-    def gradient(of: list[Tensor], against: list[Tensor], needed: Any) -> list[Tensor] | None:
-        return backward(filled, of, against, ctx.eps) if needed is True or any(needed or ()) else None
+    def gradient(of: list[Tensor], against: list[Tensor], needed: list[bool]) -> list[Tensor] | list[None]:
+        return backward(filled, of, against, ctx.eps) if any(needed) else [None] * ctx.levels
 
     # The distance is symmetric: the teacher's gradient is the student's with the roles exchanged.
     needs_student, needs_teacher, _ = ctx.needs_input_grad

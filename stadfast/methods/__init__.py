@@ -1,0 +1,57 @@
+"""The detectors: one contract, one file per method."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..errors import BundleError, UsageError
+from .base import BUNDLE_FORMAT, Detector
+from .bundle import read_tensors
+from .graph import Prediction, ScoringGraph
+from .stpm import STPM
+from .training import EpochRecord
+
+METHODS: dict[str, type[Detector]] = {STPM.method: STPM}
+
+__all__ = ["METHODS", "STPM", "Detector", "EpochRecord", "Prediction", "ScoringGraph", "create", "load"]
+
+
+def create(method: str, **arguments: Any) -> Detector:
+    """An unfitted detector by its method's identifier (the command line's ``--method``).
+
+    Raises:
+        UsageError: unknown method, or an argument that it does not have.
+    """
+    if method not in METHODS:
+        raise UsageError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    try:
+        return METHODS[method](**arguments)
+    except TypeError as error:
+        raise UsageError(f"{method}: {str(error).split('() ')[-1]}") from error
+
+
+def load(path: str | os.PathLike[str], device: str = "auto") -> Detector:
+    """Read a detector that :meth:`Detector.save` wrote.
+
+    Raises:
+        BundleError: no such file, damaged, not a detector, or written by a newer stadfast.
+    """
+    tensors, header = read_tensors(path)
+    format_ = header.get("format")
+    if isinstance(format_, int) and format_ > BUNDLE_FORMAT:
+        raise BundleError(
+            f"{path} has bundle format {format_}; this stadfast reads up to {BUNDLE_FORMAT}: upgrade stadfast"
+        )
+    if format_ != BUNDLE_FORMAT:
+        raise BundleError(f"{path} is not a detector (its format is {format_!r})")
+    try:
+        arguments = dict(header["arguments"]) | {"device": device}
+        detector = create(header["method"], **arguments)
+        detector._check_arguments()
+        detector._restore(header, tensors)
+    except KeyError as error:
+        raise BundleError(f"{path} is damaged: its header has no {error}") from error
+    except (UsageError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged: {' '.join(str(error).split())[:300]}") from error
+    return detector.to(device)

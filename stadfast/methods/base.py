@@ -1,0 +1,387 @@
+"""The contract of all detectors: fit, predict, score, maps, calibrate, save, load."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import DEFAULT_WEIGHTS
+from ..errors import DataError, StadfastError, UsageError
+from .bundle import write_tensors
+from .graph import Prediction, Preprocess, ScoringGraph
+from .hardware import Precision, choose_device, choose_precision, deterministic_algorithms
+from .sources import Images, fingerprint, images_of, read_resized, training_images
+from .training import Callback, EpochRecord, TrainingOptions, best_epoch
+
+logger = logging.getLogger("stadfast")
+
+BUNDLE_FORMAT = 1
+DEFAULT_QUANTILE = 0.995
+_RUN_ARGUMENTS = ("device", "deterministic", "cache_gb", "epochs", "patience")  # may differ when a run is resumed
+_MINIMUM_SIZE = 32
+
+
+class Detector:
+    """Base of the methods. ``__init__`` only stores arguments; attributes that ``fit`` learns end in ``_``.
+
+    Args:
+        backbone: name of a feature pyramid (:func:`stadfast.backbones.create_backbone`).
+        weights: the teacher's: ``"default"`` (torchvision's ImageNet weights; the packaged file for
+            efficientnet_lite0), a file (.pth, .safetensors), or a state dict.
+        layers: names of the pyramid's levels; None: the backbone's default.
+        image_size: the network's input (H, W); a number means a square.
+        epochs, batch_size: of the training.
+        validation_fraction: share of the training images held out to select the epoch and to calibrate.
+        patience: stop after so many epochs without improvement on the held-out images; None: never.
+        seed: of weights, split and order; the same seed on the same machine gives the same detector.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        precision: of the training: ``"auto"``, ``"fp32"`` or ``"bf16"``. Predictions are float32.
+        deterministic: use deterministic algorithms only (bit-equal results, slower on a GPU).
+        cache_gb: memory for the teacher's features during training; None: half of what is free.
+
+    Attributes:
+        threshold_: images and pixels above it are anomalous.
+        graph_: the module behind ``predict``: (B, 3, h, w) float in [0, 1] -> Prediction.
+        history_: one record per epoch.
+        broken_: (path, reason) of training images left out.
+        metadata_: what the bundle says about the detector's making.
+    """
+
+    method: ClassVar[str]
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        *,
+        weights: Any = "default",
+        layers: Sequence[str] | None = None,
+        image_size: int | tuple[int, int] = 256,
+        epochs: int = 100,
+        batch_size: int = 32,
+        validation_fraction: float = 0.2,
+        patience: int | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        precision: str = "auto",
+        deterministic: bool = False,
+        cache_gb: float | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.layers = layers
+        self.image_size = image_size
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.seed = seed
+        self.device = device
+        self.precision = precision
+        self.deterministic = deterministic
+        self.cache_gb = cache_gb
+
+    # ---------------------------------------------------------------- what a method adds
+
+    def _build(self, weights: Any) -> tuple[Preprocess, nn.Module]:
+        """The preprocessing and the untrained network (normalised images -> maps); ``weights`` for the teacher."""
+        raise NotImplementedError
+
+    def _train(
+        self, graph: ScoringGraph, train: Images, held_out: Images, precision: Precision,
+        options: TrainingOptions, skip_broken: bool,
+    ) -> list[EpochRecord]:  # fmt: skip
+        """Train ``graph.network`` in place."""
+        raise NotImplementedError
+
+    def _held_out_fraction(self) -> float:
+        return self.validation_fraction
+
+    # ---------------------------------------------------------------- fitting
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        skip_broken: bool = False,
+        callbacks: Sequence[Callback] = (),
+        show_progress: bool = True,
+    ) -> Detector:
+        """Learn what good images look like; anomalous images are not needed.
+
+        Args:
+            data: good images: a folder (of an MVTec-like category, its ``train/good``), a data set, paths, or images
+                in memory as :func:`stadfast.data.as_images` takes them.
+            checkpoint: file for the training state, so that a stopped run can go on.
+            resume: continue from ``checkpoint`` if it is there (it must belong to the same arguments and images).
+            skip_broken: leave out unreadable files and list them in ``broken_``.
+            callbacks: called with an EpochRecord after each epoch.
+            show_progress: the bar with the time left, on standard error.
+
+        Returns:
+            self, calibrated on the held-out images (on the training images where none are held out).
+
+        Raises:
+            UsageError: an argument is out of range. DataError: images cannot be used. WeightsError: the teacher's
+            weights cannot be had. BundleError: the checkpoint belongs to another run.
+        """
+        self._check_arguments()
+        images = training_images(data)
+        self.broken_: list[tuple[Path, str]] = []
+        device = choose_device(self.device)
+        precision = choose_precision(self.precision, device)
+        logger.info("training on %s in %s (%s)", device, precision.name, precision.reason)
+        train, held_out = self._split(images)
+        identity = {"arguments": self._identity(), "images": fingerprint(images), "precision": precision.name}
+        options = TrainingOptions(
+            epochs=self.epochs, batch_size=self.batch_size, seed=self.seed, patience=self.patience,
+            checkpoint=Path(checkpoint) if checkpoint else None, resume=resume, identity=identity,
+            callbacks=callbacks, show_progress=show_progress,
+        )  # fmt: skip
+        with deterministic_algorithms(self.deterministic):
+            weights = DEFAULT_WEIGHTS.get(self.backbone) if self.weights == "default" else self.weights
+            graph = ScoringGraph(*self._build(weights)).to(device)
+            self.history_ = self._train(graph, train, held_out, precision, options, skip_broken)
+            self._adopt(graph)
+            self._calibrate_after_fit(train, held_out, skip_broken)
+        selected = best_epoch(self.history_)
+        self.metadata_ = {
+            "data": {"fingerprint": identity["images"], "train": len(train), "held_out": len(held_out)},
+            "training": {
+                "epochs": len(self.history_), "selected_epoch": selected.epoch, "loss": selected.loss,
+                "validation": selected.validation, "precision": precision.name,
+            },
+        }  # fmt: skip
+        return self
+
+    def calibrate(
+        self, data: Any, *, quantile: float | None = None, target_fpr: float | None = None, skip_broken: bool = False
+    ) -> Detector:
+        """Set the threshold from good images that the detector has not been trained on.
+
+        Args:
+            data: good images, as for :meth:`predict`.
+            quantile: of their image scores, 0 to 1; default 0.995.
+            target_fpr: instead of a quantile, the share of good images that may be called anomalous. The threshold is
+                the ``ceil((n + 1)(1 - target_fpr))``-th smallest of n scores, which keeps the promise for new images
+                from the same process (split conformal prediction), given at least ``1 / target_fpr - 1`` images.
+
+        Raises:
+            UsageError: both or neither kind fits, out of range, or too few images for ``target_fpr``.
+        """
+        if quantile is not None and target_fpr is not None:
+            raise UsageError("quantile and target_fpr exclude each other")
+        self._calibrate(self.score(data, skip_broken=skip_broken), quantile, target_fpr, "given images")
+        return self
+
+    def _calibrate(self, scores: Tensor, quantile: float | None, target_fpr: float | None, source: str) -> None:
+        rule: dict[str, float]
+        if target_fpr is not None:
+            if not 0 < target_fpr < 1:
+                raise UsageError(f"target_fpr: expected a number between 0 and 1, got {target_fpr}")
+            rank = math.ceil((len(scores) + 1) * (1 - target_fpr))
+            if rank > len(scores):
+                needed = math.ceil(1 / target_fpr) - 1
+                raise UsageError(f"target_fpr {target_fpr} needs at least {needed} good images, got {len(scores)}")
+            rule, value = {"target_fpr": target_fpr}, scores.sort().values[rank - 1]
+        else:
+            quantile = DEFAULT_QUANTILE if quantile is None else quantile
+            if not 0 <= quantile <= 1:
+                raise UsageError(f"quantile: expected a number from 0 to 1, got {quantile}")
+            rule, value = {"quantile": quantile}, torch.quantile(scores.double(), quantile).float()
+        self.calibration_ = {**rule, "images": len(scores), "source": source}
+        self.threshold_ = value.item()
+        self.graph_.threshold.fill_(value)
+
+    def _calibrate_after_fit(self, train: Images, held_out: Images, skip_broken: bool) -> None:
+        source = "held-out images" if held_out else "training images"
+        if not held_out:
+            logger.warning(
+                "no images were held out: the threshold comes from the training images and is likely too low; "
+                "calibrate() on other good images, or set validation_fraction"
+            )
+        self._calibrate(self.score(held_out or train, skip_broken=skip_broken), None, None, source)
+
+    # ---------------------------------------------------------------- predicting
+
+    def stream(
+        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False
+    ) -> Iterator[tuple[list[Path | int], Prediction]]:
+        """Predict batch by batch, in constant memory: ``(paths or indices, Prediction)`` on the CPU.
+
+        With ``skip_broken`` unreadable files are left out; after the last batch ``broken_`` lists them.
+        """
+        graph = self._fitted()
+        images = images_of(data)
+        device = next(graph.parameters()).device
+        size = batch_size or self.batch_size
+        self.broken_ = []
+        sources: list[Path | int] = []
+        batch: list[Tensor] = []
+        for source, image in read_resized(
+            images, graph.preprocess, device, broken=self.broken_ if skip_broken else None
+        ):
+            sources.append(source)
+            batch.append(image)
+            if len(batch) == size:
+                yield sources, _run(graph, batch)
+                sources, batch = [], []
+        if batch:
+            yield sources, _run(graph, batch)
+
+    def predict(self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False) -> Prediction:
+        """Scores, labels, maps and masks of images.
+
+        Args:
+            data: path(s), folder, Pillow image, NumPy array (H, W, C) or (N, H, W, C), tensor (C, H, W) or
+                (N, C, H, W), or a list of these; one image or many, of any sizes (each is resized to ``image_size``).
+
+        Returns:
+            Prediction on the CPU, in the order of the images.
+        """
+        batches = [p for _, p in self.stream(data, batch_size=batch_size, skip_broken=skip_broken)]
+        return Prediction(*(torch.cat(field) for field in zip(*batches, strict=True)))
+
+    def score(self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False) -> Tensor:
+        """Image scores (N,), float32; higher is more anomalous."""
+        batches = self.stream(data, batch_size=batch_size, skip_broken=skip_broken)
+        return torch.cat([prediction.pred_score for _, prediction in batches])
+
+    def maps(self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False) -> Tensor:
+        """Anomaly maps (N, 1, H, W), float32, at ``image_size``."""
+        return self.predict(data, batch_size=batch_size, skip_broken=skip_broken).anomaly_map
+
+    # ---------------------------------------------------------------- saving
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bundle: one safetensors file with all weights (the teacher's, too) and a JSON header.
+
+        The same detector gives the same bytes. Read it with :func:`stadfast.load`.
+        """
+        graph = self._fitted()
+        write_tensors(path, graph.state_dict(), self.header())
+
+    def header(self) -> dict[str, Any]:
+        """All that the bundle says beside the weights."""
+        from .. import __version__
+
+        graph = self._fitted()
+        return {
+            "format": BUNDLE_FORMAT,
+            "method": self.method,
+            "arguments": self.get_params() | {"weights": describe_weights(self.weights)},
+            "threshold": self.threshold_,
+            "calibration": self.calibration_,
+            "preprocessing": {
+                "size": list(graph.preprocess.size), "mean": graph.preprocess.mean.flatten().tolist(),
+                "std": graph.preprocess.std.flatten().tolist(),
+            },
+            "versions": {"stadfast": __version__, "torch": torch.__version__},
+            **self.metadata_,
+        }  # fmt: skip
+
+    def get_params(self) -> dict[str, Any]:
+        """The constructor's arguments, as scikit-learn's estimators give them."""
+        return {name: getattr(self, name) for name in _argument_names(type(self))}
+
+    def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take over a bundle's contents; KeyError, RuntimeError, TypeError, ValueError if they do not fit."""
+        graph = ScoringGraph(*self._build(None))
+        graph.load_state_dict(dict(tensors))
+        bad = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+        if bad:
+            raise ValueError(f"the weights {bad[0]} hold NaN or infinity")
+        self.calibration_ = dict(header["calibration"])
+        self.metadata_ = {key: dict(header[key]) for key in ("data", "training")}
+        self.history_, self.broken_ = [], []
+        threshold = float(header["threshold"])
+        if not math.isfinite(threshold):
+            raise ValueError(f"the threshold is {threshold}")
+        self._adopt(graph)
+        self.threshold_ = threshold
+        graph.threshold.fill_(threshold)
+
+    # ---------------------------------------------------------------- details
+
+    def to(self, device: str) -> Detector:
+        """Move a fitted detector to a device."""
+        self._fitted().to(choose_device(device))
+        self.device = device
+        return self
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items() if name != "weights")
+        return f"{type(self).__name__}({arguments})"
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def _adopt(self, graph: ScoringGraph) -> None:
+        graph.eval().requires_grad_(False)
+        self.graph_ = graph.to(memory_format=torch.channels_last)
+
+    def _fitted(self) -> ScoringGraph:
+        graph = getattr(self, "graph_", None)
+        if graph is None:
+            raise StadfastError(f"this {type(self).__name__} is not fitted: call fit(), or stadfast.load() a bundle")
+        return graph
+
+    def _split(self, images: Images) -> tuple[Images, Images]:
+        """(training, held-out), the latter drawn with the seed; at least one image stays for training."""
+        fraction = self._held_out_fraction()
+        n_held_out = round(fraction * len(images))
+        if n_held_out >= len(images):
+            raise DataError(f"{len(images)} images are too few to hold out {fraction:.0%} of them")
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        held_out = set(order[:n_held_out])
+        parts: tuple[list[Any], list[Any]] = ([], [])
+        for i, image in enumerate(images):
+            parts[i in held_out].append(image)
+        return parts
+
+    def _identity(self) -> dict[str, Any]:
+        arguments = self.get_params() | {"weights": describe_weights(self.weights)}
+        return {name: value for name, value in arguments.items() if name not in _RUN_ARGUMENTS}
+
+    def _check_arguments(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected a whole number from 1, got {getattr(self, name)!r}")
+        if self.patience is not None and self.patience < 1:
+            raise UsageError(f"patience: expected a whole number from 1, got {self.patience!r}")
+        if not 0 <= self._held_out_fraction() < 1:
+            raise UsageError(f"validation_fraction: expected 0 to below 1, got {self.validation_fraction!r}")
+        try:
+            small = min(self._size) < _MINIMUM_SIZE
+        except (TypeError, ValueError, IndexError):
+            raise UsageError(f"image_size: expected a number or (H, W), got {self.image_size!r}") from None
+        if small:
+            raise UsageError(f"image_size: expected at least {_MINIMUM_SIZE} x {_MINIMUM_SIZE}, got {self.image_size!r}")
+
+
+@torch.no_grad()
+def _run(graph: ScoringGraph, images: list[Tensor]) -> Prediction:
+    batch = torch.stack(images).contiguous(memory_format=torch.channels_last)
+    return Prediction(*(t.cpu() for t in graph(batch)))
+
+
+def _argument_names(cls: type[Detector]) -> list[str]:
+    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+
+def describe_weights(weights: Any) -> Any:
+    """Weights as a bundle names them: a keyword, a file's name (no folder), or ``"state dict"``."""
+    if isinstance(weights, Mapping):
+        return "state dict"
+    return Path(weights).name if weights is not None else None

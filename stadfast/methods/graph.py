@@ -1,0 +1,75 @@
+"""The one graph: what ``predict`` and ``evaluate`` run is the module that an export writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Prediction(NamedTuple):
+    """What a detector says about N images; the fields and shapes of anomalib's ``InferenceBatch``.
+
+    Attributes:
+        pred_score: (N,) float32, the image score: the maximum of the map.
+        pred_label: (N,) bool, ``pred_score > threshold``.
+        anomaly_map: (N, 1, H, W) float32 at the detector's image size; raw scores, never rescaled.
+        pred_mask: (N, 1, H, W) bool, ``anomaly_map > threshold``.
+    """
+
+    pred_score: Tensor
+    pred_label: Tensor
+    anomaly_map: Tensor
+    pred_mask: Tensor
+
+
+class Preprocess(nn.Module):
+    """Resize to the network's input size and normalise.
+
+    Bilinear with antialiasing, as Pillow resizes (the papers' pipelines); the aspect ratio is not kept.
+
+    Shape: (B, 3, h, w) float32 in [0, 1] -> (B, 3, H, W) float32.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def resize(self, images: Tensor) -> Tensor:
+        if tuple(images.shape[-2:]) == self.size:
+            return images
+        return F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.resize(images) - self.mean) / self.std
+
+
+class ScoringGraph(nn.Module):
+    """Images in, prediction out: preprocessing, networks, map, score and threshold.
+
+    Args:
+        preprocess: (B, 3, h, w) in [0, 1] -> the network's input.
+        network: the method's networks, from that input to anomaly maps (B, 1, H, W).
+        threshold: image and pixel threshold; infinite until calibrated.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, preprocess: Preprocess, network: nn.Module, threshold: float = float("inf")) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.network = network
+        self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32), persistent=False)
+
+    def forward(self, images: Tensor) -> Prediction:
+        maps = self.network(self.preprocess(images))
+        scores = maps.flatten(1).amax(dim=1)
+        return Prediction(scores, scores > self.threshold, maps, maps > self.threshold)

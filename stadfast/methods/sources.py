@@ -1,0 +1,69 @@
+"""What users hand to ``fit`` and ``predict``, as paths or as tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Folder, ImageLoader, MVTecLayout, Sample, as_images, list_images, open_dataset, to_float
+from .graph import Preprocess
+
+Images = list[Path] | list[Tensor]
+_HEAD = 65536  # bytes of each file that enter the fingerprint
+
+
+def training_images(data: Any) -> Images:
+    """The good images of a data set, or all images of anything else."""
+    if isinstance(data, (MVTecLayout, Folder)):
+        return [sample.image for sample in data.train]
+    if isinstance(data, (str, os.PathLike)) and Path(data).is_dir():
+        return [sample.image for sample in open_dataset(data).train]
+    return images_of(data)
+
+
+def images_of(data: Any) -> Images:
+    """Paths where paths (or folders, or samples) came, so that they are read lazily; else tensors."""
+    items = data if isinstance(data, (list, tuple)) else [data]
+    if items and all(isinstance(item, (str, os.PathLike, Sample)) for item in items):
+        return list_images(data)
+    return as_images(data)
+
+
+def read_resized(
+    images: Images, preprocess: Preprocess, device: torch.device, *, broken: list[tuple[Path, str]] | None = None
+) -> Iterator[tuple[Path | int, Tensor]]:
+    """``(path or index, (3, H, W) float in [0, 1] at the network's size)`` of each image.
+
+    Unreadable files raise, or are appended to ``broken`` and left out if that is given.
+    """
+
+    def resize(image: Tensor) -> Tensor:
+        return preprocess.resize(to_float(image.to(device))[None])[0]
+
+    if isinstance(images[0], Tensor):
+        yield from ((i, resize(image)) for i, image in enumerate(images))  # type: ignore[arg-type]
+        return
+    loader = ImageLoader(images, resize, skip_broken=broken is not None)  # type: ignore[arg-type]
+    yield from loader
+    if broken is not None:
+        broken += loader.broken
+
+
+def fingerprint(images: Sequence[Path] | Sequence[Tensor]) -> str:
+    """16 hexadecimal digits that change with the images: names, sizes and first 64 KB of files, or all pixels."""
+    digest = hashlib.sha256()
+    for image in images:
+        if isinstance(image, Tensor):
+            digest.update(repr((tuple(image.shape), image.dtype)).encode())
+            digest.update(image.cpu().contiguous().numpy().tobytes())
+            continue
+        digest.update(f"{image.name}:{image.stat().st_size}".encode())
+        with image.open("rb") as file:
+            digest.update(file.read(_HEAD))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,214 @@
+"""Student-Teacher Feature Pyramid Matching (Wang, Han, Ding, Huang: BMVC 2021, arXiv 2103.04257)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..backbones import FeaturePyramid, create_backbone, freeze
+from ..errors import UsageError
+from .base import Detector
+from .features import FeatureStore
+from .graph import Preprocess, ScoringGraph
+from .hardware import Precision
+from .sources import Images
+from .training import EpochRecord, TrainingOptions, train
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Where the paper, its official code and anomalib differ.
+
+    Attributes:
+        loss_factor: of the mean squared distance (the paper's eq. 1 has 1/2).
+        sum_over_batch: sum instead of mean over the images of a batch (anomalib), a gradient B times as large.
+        map_factor: of each level's distance in the map.
+        at_level_size: combine the levels at the largest level's size (the official code) or at the image's.
+        weight_decay: of SGD.
+        validation_fraction: of the good images, to select the epoch; 0: train on all, keep the last epoch.
+    """
+
+    loss_factor: float
+    sum_over_batch: bool
+    map_factor: float
+    at_level_size: bool
+    weight_decay: float
+    validation_fraction: float
+
+
+VARIANTS = {
+    "official": Variant(1.0, False, 1.0, True, 1e-4, 0.2),
+    "paper": Variant(0.5, False, 0.5, False, 1e-4, 0.0),
+    "anomalib": Variant(0.5, True, 0.5, False, 1e-3, 0.0),
+}
+
+
+class STPM(Detector):
+    """A student learns to reproduce a frozen teacher's feature pyramid on good images; where it fails is anomalous.
+
+    Loss: ``sum_l mean_p ||t^ - s^||^2`` over levels l and positions p, features normalised along the channels
+    (section 3.2 of the paper). Map: product over the levels of the upsampled distances (section 3.3).
+    Image score: the map's maximum.
+
+    Args:
+        backbone, weights, layers, image_size, epochs, batch_size, patience, seed, device, precision,
+        deterministic, cache_gb: see :class:`Detector`. The paper trains 100 epochs, the official code's README 200.
+        variant: ``"official"`` (the authors' code: 20 % of the images held out to select the epoch, levels combined
+            at 1/4 of the input size), ``"paper"`` or ``"anomalib"``; see :data:`VARIANTS`.
+        combine: ``"product"`` (the paper), ``"sum"`` or ``"mean"`` of the levels.
+        learning_rate, momentum: of SGD.
+        weight_decay, validation_fraction: None: the variant's.
+    """
+
+    method: ClassVar[str] = "stpm"
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        *,
+        weights: Any = "default",
+        layers: Sequence[str] | None = None,
+        variant: str = "official",
+        combine: str = "product",
+        image_size: int | tuple[int, int] = 256,
+        epochs: int = 100,
+        batch_size: int = 32,
+        learning_rate: float = 0.4,
+        momentum: float = 0.9,
+        weight_decay: float | None = None,
+        validation_fraction: float | None = None,
+        patience: int | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        precision: str = "auto",
+        deterministic: bool = False,
+        cache_gb: float | None = None,
+    ) -> None:
+        super().__init__(
+            backbone, weights=weights, layers=layers, image_size=image_size, epochs=epochs, batch_size=batch_size,
+            patience=patience, seed=seed, device=device, precision=precision, deterministic=deterministic,
+            cache_gb=cache_gb,
+        )  # fmt: skip
+        self.variant = variant
+        self.combine = combine
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.validation_fraction = validation_fraction
+
+    def _build(self, weights: Any) -> tuple[Preprocess, nn.Module]:
+        variant = self._variant()
+        if self.combine not in ops.COMBINATIONS:
+            raise UsageError(f"combine: expected one of {', '.join(ops.COMBINATIONS)}, got {self.combine!r}")
+        teacher = freeze(create_backbone(self.backbone, self.layers, weights, seed=self.seed))
+        student = create_backbone(self.backbone, self.layers, seed=self.seed)
+        network = StudentTeacher(
+            teacher, student, self._size,
+            at_level_size=variant.at_level_size, factor=variant.map_factor, combine=self.combine,
+        )  # fmt: skip
+        return Preprocess(self._size, teacher.mean, teacher.std), network
+
+    def _train(
+        self, graph: ScoringGraph, train_images: Images, held_out: Images, precision: Precision,
+        options: TrainingOptions, skip_broken: bool,
+    ) -> list[EpochRecord]:  # fmt: skip
+        network: StudentTeacher = graph.network  # type: ignore[assignment]
+        device = graph.threshold.device
+
+        def store(images: Images) -> FeatureStore:
+            return FeatureStore(
+                images, graph.preprocess, network.teacher, precision=precision, device=device,
+                budget_gb=self.cache_gb, batch_size=self.batch_size, skip_broken=skip_broken,
+                show_progress=options.show_progress,
+            )  # fmt: skip
+
+        stores = [store(images) if images else None for images in (train_images, held_out)]
+        self.broken_ = [entry for s in stores if s is not None for entry in s.broken]
+        return train(_Imitation(self, network, stores[0], stores[1], precision), options)
+
+    def _variant(self) -> Variant:
+        if self.variant not in VARIANTS:
+            raise UsageError(f"variant: expected one of {', '.join(VARIANTS)}, got {self.variant!r}")
+        return VARIANTS[self.variant]
+
+    def _held_out_fraction(self) -> float:
+        given = self.validation_fraction
+        return self._variant().validation_fraction if given is None else given
+
+
+class StudentTeacher(nn.Module):
+    """A frozen teacher and a student of the same architecture; (B, 3, H, W) normalised -> maps (B, 1, H, W)."""
+
+    def __init__(
+        self, teacher: FeaturePyramid, student: FeaturePyramid, size: tuple[int, int],
+        *, at_level_size: bool, factor: float, combine: str,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.teacher = teacher
+        self.student = student
+        self.size = size
+        self.at_level_size = at_level_size
+        self.factor = factor
+        self.combine = combine
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.maps(self.student(images), self.teacher(images))
+
+    def maps(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        """The levels' distances combined and upsampled to ``size``."""
+        grid = None
+        if self.at_level_size:
+            largest = max(student, key=lambda level: level.shape[-2] * level.shape[-1])
+            grid = (int(largest.shape[-2]), int(largest.shape[-1]))
+        weights = [self.factor] * len(student)
+        return ops.anomaly_map(student, teacher, self.size, grid=grid, weights=weights, combine=self.combine)
+
+
+class _Imitation:
+    """The student's training, as the loop wants it."""
+
+    def __init__(
+        self, detector: STPM, network: StudentTeacher, images: FeatureStore | None, held_out: FeatureStore | None,
+        precision: Precision,
+    ) -> None:  # fmt: skip
+        assert images is not None
+        variant = detector._variant()
+        self.module = network.student.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(),
+            lr=detector.learning_rate,
+            momentum=detector.momentum,
+            weight_decay=variant.weight_decay if detector.weight_decay is None else detector.weight_decay,
+        )
+        self._network, self._images, self._held_out = network, images, held_out
+        self._variant, self._precision, self._batch_size = variant, precision, detector.batch_size
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def loss(self, indices: Tensor) -> Tensor:
+        student, teacher = self._pair(self._images, indices)
+        per_level = [d.mean() for d in ops.pyramid_distance(student, teacher)]
+        factor = self._variant.loss_factor * (len(indices) if self._variant.sum_over_batch else 1)
+        return factor * torch.stack(per_level).sum()
+
+    def validate(self) -> float | None:
+        """Mean of the held-out images' maps: the official code's criterion."""
+        if self._held_out is None or len(self._held_out) == 0:
+            return None
+        total = 0.0
+        for indices in torch.arange(len(self._held_out)).split(self._batch_size):
+            maps = self._network.maps(*self._pair(self._held_out, indices))
+            total += maps.mean(dtype=torch.float64).item() * len(indices)
+        return total / len(self._held_out)
+
+    def _pair(self, store: FeatureStore, indices: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        images, teacher = store.batch(indices)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._precision.name == "bf16"):
+            student = self.module(images)
+        return student, [t.to(s.dtype) for s, t in zip(student, teacher, strict=True)]

@@ -1,0 +1,170 @@
+"""The one training loop: seeded, resumable, with the best epoch kept and the time left shown."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .._progress import Progress, progress
+from ..errors import StadfastError
+from .checkpoint import TrainingState, read_checkpoint, write_checkpoint
+
+logger = logging.getLogger("stadfast")
+
+_CHECKPOINT_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch's outcome, as callbacks and the history see it.
+
+    Attributes:
+        epoch: 1-based.
+        loss: mean training loss.
+        validation: the value that selects the best epoch (lower is better), None without held-out images.
+        seconds: wall time of the epoch.
+    """
+
+    epoch: int
+    loss: float
+    validation: float | None
+    seconds: float = field(compare=False)
+
+
+Callback = Callable[[EpochRecord], None]
+
+
+class Trainee(Protocol):
+    """What a method gives to the loop.
+
+    ``module`` holds all that is trained (its state is what checkpoints and the best epoch keep); ``loss`` maps
+    indices of training images to a scalar; ``validate`` returns a value to minimise, or None.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __len__(self) -> int: ...
+    def loss(self, indices: Tensor) -> Tensor: ...
+    def validate(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long to train and how to come back.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step; the last batch of an epoch may be smaller.
+        seed: of the order of the images, epoch by epoch.
+        patience: stop after so many epochs without a better validation value; None: never.
+        checkpoint: file that holds the state at the end of an epoch (written at most every 5 s); None: none.
+        resume: continue from the checkpoint if it is there.
+        identity: what a checkpoint must agree with to be continued (arguments, data).
+        callbacks: called with each EpochRecord.
+        show_progress: the bar with the time left.
+    """
+
+    epochs: int
+    batch_size: int = 32
+    seed: int = 0
+    patience: int | None = None
+    checkpoint: Path | None = None
+    resume: bool = False
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: Sequence[Callback] = ()
+    show_progress: bool = True
+
+
+def train(trainee: Trainee, options: TrainingOptions) -> list[EpochRecord]:
+    """Train, and leave the best epoch's weights (the last one's without validation) in ``trainee.module``.
+
+    The order of the images depends on the seed and the epoch alone, so that a resumed run is the uninterrupted one.
+
+    Returns:
+        One record for each epoch, resumed ones included.
+
+    Raises:
+        StadfastError: the loss is not finite.
+        BundleError: the checkpoint belongs to another run.
+    """
+    state = _starting_state(trainee, options)
+    steps = math.ceil(len(trainee) / options.batch_size)
+    written = time.monotonic()
+    with progress("training", options.epochs * steps, done=len(state.history) * steps, show=options.show_progress) as job:
+        while len(state.history) < options.epochs and not _exhausted(state, options.patience):
+            record = _run_epoch(trainee, len(state.history) + 1, options, job)
+            state.history.append(asdict(record))
+            if record.validation is not None and (state.best is None or record.validation < state.best_value):
+                state.best_value, state.best = record.validation, _copy(trainee.module)
+            if options.checkpoint and time.monotonic() - written >= _CHECKPOINT_INTERVAL_S:
+                write_checkpoint(options.checkpoint, trainee, state, options.identity)
+                written = time.monotonic()
+            for callback in options.callbacks:
+                callback(record)
+    if options.checkpoint:
+        write_checkpoint(options.checkpoint, trainee, state, options.identity)
+    if state.best is not None:
+        trainee.module.load_state_dict(state.best)
+    return [EpochRecord(**record) for record in state.history]
+
+
+def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord:
+    """The record whose weights :func:`train` leaves behind."""
+    validated = [r for r in history if r.validation is not None]
+    return min(validated, key=lambda r: (r.validation, r.epoch)) if validated else history[-1]
+
+
+def _starting_state(trainee: Trainee, options: TrainingOptions) -> TrainingState:
+    if options.resume and options.checkpoint:
+        if options.checkpoint.exists():
+            state = read_checkpoint(options.checkpoint, trainee, options.identity)
+            logger.info("resuming after epoch %d of %d", len(state.history), options.epochs)
+            return state
+        logger.info("nothing to resume at %s: starting from the beginning", os.fspath(options.checkpoint))
+    return TrainingState()
+
+
+def _exhausted(state: TrainingState, patience: int | None) -> bool:
+    values = [record["validation"] for record in state.history]
+    if patience is None or not values or values[-1] is None:
+        return False
+    return len(values) - 1 - values.index(min(values)) >= patience
+
+
+def _run_epoch(trainee: Trainee, epoch: int, options: TrainingOptions, job: Progress) -> EpochRecord:
+    start = time.monotonic()
+    trainee.module.train()
+    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(trainee), generator=generator)
+    total = 0.0
+    for step, indices in enumerate(order.split(options.batch_size), start=1):
+        loss = trainee.loss(indices)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise StadfastError(
+                f"training diverged: the loss of epoch {epoch}, step {step} is {value}; "
+                "lower the learning rate, or use precision fp32"
+            )
+        trainee.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        trainee.optimizer.step()
+        total += value * len(indices)
+        job.advance(note=f"epoch {epoch}/{options.epochs}, loss {value:.4g}")
+    trainee.module.eval()
+    with torch.no_grad():
+        validation = trainee.validate()
+    return EpochRecord(epoch, total / len(trainee), validation, time.monotonic() - start)
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
