@@ -1,0 +1,5 @@
+"""The command line: ``stadfast fit | score | evaluate | info | demo``."""
+
+from .app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,72 @@
+"""What a person sees when something goes wrong: one line on standard error, and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from ..errors import StadfastError
+
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
+
+
+def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Callable[..., None]:
+    """Wrap a command: errors become one line and an exit code; with ``--debug`` they keep their traceback.
+
+    Args:
+        command: has a keyword argument ``debug``.
+        after_interrupt: what to tell the person who pressed Ctrl-C.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                command(*args, **kwargs)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            say("interrupted" + (f"; {after_interrupt}" if after_interrupt else ""))
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(BROKEN_PIPE) from None
+        except StadfastError as error:
+            if kwargs.get("debug"):
+                raise
+            say(f"error: {printable(error)}")
+            raise typer.Exit(error.exit_code) from None
+        except Exception as error:
+            if kwargs.get("debug"):
+                raise
+            say(f"error: {printable(_one_line(error))}; run with --debug for the traceback")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def say(message: str) -> None:
+    """A line on standard error."""
+    print(f"stadfast: {message}", file=sys.stderr, flush=True)
+
+
+def printable(text: object) -> str:
+    """Text without control characters: a file's name must not move the cursor or break a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    say(f"warning: {printable(message)}")
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,157 @@
+"""The commands and their options. What they do lies in the modules beside, which load torch: not here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ._guard import guarded
+
+app = typer.Typer(
+    name="stadfast",
+    help="Find defects in images of a product, having seen good ones only.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A detector that fit has saved.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once.")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out unreadable files and list them.")]
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the results; - prints them.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """The program ``stadfast``."""
+    app(prog_name="stadfast")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"stadfast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def fit(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder of good images, or a category in MVTec's layout.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="File to write.")],
+    method: Annotated[str, typer.Option(help="The kind of detector.")] = "stpm",
+    backbone: Annotated[str | None, typer.Option(help="The network behind it; default the method's.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The teacher's: .pth or .safetensors; default ImageNet's."),
+    ] = None,
+    image_size: Annotated[
+        str, typer.Option(metavar="N|HxW", help="Images are resized to this height and width.")
+    ] = "256",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default the method's.")] = None,
+    batch_size: BatchSize = 32,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same detector.")] = 0,
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of the training.")] = "auto",
+    device: Device = "auto",
+    variant: Annotated[
+        str | None, typer.Option(metavar="official|paper|anomalib", help="Of stpm; default official.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run ended.")] = False,
+    skip_broken: SkipBroken = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Deterministic algorithms only: equal bits.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Learn what good images look like."""
+    from .fit import fit as run
+    from .fit import parse_size
+
+    chosen: dict[str, Any] = {"backbone": backbone, "weights": weights, "epochs": epochs, "variant": variant}
+    arguments = {name: value for name, value in chosen.items() if value is not None}
+    arguments |= {
+        "image_size": parse_size(image_size), "batch_size": batch_size, "seed": seed, "precision": precision,
+        "device": device, "deterministic": deterministic,
+    }  # fmt: skip
+    run(data, method, output, resume=resume, skip_broken=skip_broken, arguments=arguments)
+
+
+def score(
+    model: Model,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, or folders of images.")],
+    json: Json = None,
+    heatmaps: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each image with its heat map there.")
+    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 16,
+    skip_broken: SkipBroken = False,
+    debug: Debug = False,
+) -> None:
+    """Score images: one line each with path, score and verdict."""
+    from .score import score as run
+
+    run(
+        model, paths, json=json, heatmaps=heatmaps, device=device, batch_size=batch_size,
+        skip_broken=skip_broken,
+    )  # fmt: skip
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A category in MVTec's layout.")],
+    json: Json = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a report with curves and images.")
+    ] = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 16,
+    skip_broken: SkipBroken = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a detector on labelled test images."""
+    from .evaluate import evaluate as run
+
+    run(model, data, json=json, report=report, device=device, batch_size=batch_size, skip_broken=skip_broken)
+
+
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="A saved detector; else this machine.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Show what stadfast runs on here, or what a saved detector says of itself."""
+    from .info import info as run
+
+    run(model)
+
+
+def demo(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("demo-output"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and epochs: half a minute.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Generate a material with defects, learn it, find them, and write the report."""
+    from .demo import demo as run
+
+    run(output, quick=quick)
+
+
+app.command()(guarded(fit, after_interrupt="the same command with --resume continues"))
+for _command in (score, evaluate, info, demo):
+    app.command()(guarded(_command))

@@ -1,0 +1,111 @@
+"""``stadfast demo``: the whole line on a generated material, offline."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import STPM, ops
+from ..data import MVTecLayout, read_image, to_float, write_material
+from ..methods import Detector
+from ..report import Record, write_report
+from ._guard import say
+from ._output import picture_names, write_json
+from .evaluate import evaluate_detector, print_figures
+from .info import model_facts
+from .score import write_heatmap
+
+_SIZE = (128, 128)
+_PICTURES_PER_TYPE = 3
+
+
+def demo(output: Path, *, quick: bool) -> None:
+    """Write ``material``, ``model.safetensors``, ``figures.json``, ``heatmaps`` and ``report.html``."""
+    start = time.monotonic()
+    say("generating a woven material with slubs, scratches, stains and holes")
+    train, test_good, per_defect, epochs = (32, 8, 4, 4) if quick else (120, 24, 12, 12)
+    folder = output / "material"
+    write_material(
+        folder, material="woven", size=(256, 256), train=train, test_good=test_good,
+        test_per_defect=per_defect, seed=0,
+    )  # fmt: skip
+    dataset = MVTecLayout(folder)
+
+    detector = STPM("efficientnet_lite0", image_size=_SIZE, epochs=epochs, seed=0)
+    detector.fit(dataset)
+    model = output / "model.safetensors"
+    detector.save(model)
+
+    figures, records = evaluate_detector(detector, dataset.test)
+    write_json(str(output / "figures.json"), figures)
+    write_report(
+        output / "report.html", figures, records, model_facts(model), title="Generated woven material"
+    )
+    _write_heatmaps(output / "heatmaps", records, figures["threshold"])
+
+    print_figures(figures, "Generated woven material")
+    fused, plain = map_latency(detector, read_image(dataset.test[0].image))
+    print(
+        f"anomaly map from {detector.backbone}'s features, one image, {torch.get_num_threads()} threads: "
+        f"{fused * 1e6:.0f} us fused ({ops.backend().name}), {plain * 1e6:.0f} us in plain PyTorch, "
+        f"{plain / fused:.1f} times as fast"
+    )
+    print(f"report: {output / 'report.html'}\nheat maps: {output / 'heatmaps'}")
+    say(f"done in {time.monotonic() - start:.0f} s")
+
+
+def _write_heatmaps(folder: Path, records: Sequence[Record], threshold: float) -> None:
+    """Heat maps of the first images of each defect type."""
+    seen: Counter[str | None] = Counter()
+    for record, name in zip(records, picture_names([r.image for r in records]), strict=True):
+        seen[record.defect] += 1
+        if record.label and seen[record.defect] <= _PICTURES_PER_TYPE:
+            write_heatmap(folder / name, record.image, record.map, threshold)
+
+
+def map_latency(detector: Detector, image: Tensor, rounds: int = 50) -> tuple[float, float]:
+    """Median seconds of one image's map from its features: (fused op, plain PyTorch), taking turns."""
+    graph = detector._fitted()
+    network: Any = graph.network
+    device = graph.threshold.device
+    with torch.inference_mode():
+        pixels = graph.preprocess(to_float(image.to(device))[None]).contiguous(
+            memory_format=torch.channels_last
+        )
+        student, teacher = network.student(pixels), network.teacher(pixels)
+        contenders = (
+            lambda: network.maps(student, teacher),
+            lambda: plain_map(student, teacher, network.size),
+        )
+        torch.testing.assert_close(contenders[0](), contenders[1](), rtol=1e-4, atol=1e-9)
+        samples: tuple[list[float], list[float]] = ([], [])
+        for _ in range(rounds):
+            for contender, times in zip(contenders, samples, strict=True):
+                _wait(device)
+                start = time.perf_counter()
+                contender()
+                _wait(device)
+                times.append(time.perf_counter() - start)
+    return statistics.median(samples[0]), statistics.median(samples[1])
+
+
+def plain_map(student: Sequence[Tensor], teacher: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """What ``sf.ops.anomaly_map`` computes for STPM's official variant, line by line in PyTorch."""
+    grid, product = student[0].shape[-2:], torch.ones(())
+    for s, t in zip(student, teacher, strict=True):
+        distance = (F.normalize(s) - F.normalize(t)).square().sum(1, keepdim=True)
+        product = F.interpolate(distance, grid, mode="bilinear") * product
+    return F.interpolate(product, size, mode="bilinear")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,66 @@
+"""``stadfast fit``: from a folder of good images to a saved detector."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..data import open_dataset
+from ..errors import UsageError
+from ..methods import create
+from ._guard import printable, say
+from .score import warn_broken
+
+
+def fit(
+    data: Path, method: str, output: Path, *, resume: bool, skip_broken: bool, arguments: dict[str, Any]
+) -> None:
+    """Train, calibrate and save. While it runs, ``OUTPUT.checkpoint`` holds what ``--resume`` needs."""
+    _log_to_stderr()
+    _check_output(output)
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    if checkpoint.exists() and not resume:
+        say(f"starting anew; --resume would continue from {printable(checkpoint)}")
+    detector = create(method, **arguments)
+    detector.fit(open_dataset(data), checkpoint=checkpoint, resume=resume, skip_broken=skip_broken)
+    detector.save(output)
+    checkpoint.unlink(missing_ok=True)
+    warn_broken(detector.broken_)
+    last = detector.history_[-1]
+    print(f"{printable(output)}: {method}, {last.epoch} epochs, threshold {detector.threshold_:.4g}")
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """``"256"`` or ``"256x192"`` (height x width)."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"--image-size: expected a number, or HxW such as 256x192; got {text!r}")
+    sides = [int(part) for part in parts]
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _check_output(output: Path) -> None:
+    """Find out before the training that the result can be written after it."""
+    if output.is_dir():
+        raise UsageError(
+            f"--output: {output} is a folder; wanted the name of a file, such as model.safetensors"
+        )
+    folder = output.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(
+            f"--output: cannot write {output}, as {folder} is not a folder with write permission"
+        )
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("stadfast")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("stadfast: %(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
