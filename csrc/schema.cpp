@@ -11,4 +11,8 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
   m.def(
       "upsample_combine(Tensor[] maps, int[] groups, float[] weights, int[] grid, int[] size, str combine) -> "
       "Tensor");
+  m.def("label_regions(Tensor masks) -> (Tensor, Tensor)");
+  m.def("region_pixels(Tensor[] maps, Tensor[] masks) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("rank_counts(Tensor[] scores, Tensor edges) -> Tensor");
+  m.def("key_histogram(Tensor[] scores) -> Tensor");
 }

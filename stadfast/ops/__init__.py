@@ -4,6 +4,22 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 """
 
 from ._library import Backend, backend, cache_folder
+from .counting import bin_edges, bin_keys, key_histogram, rank_counts
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, upsample_combine
+from .regions import label_regions, region_pixels
 
-__all__ = ["COMBINATIONS", "Backend", "anomaly_map", "backend", "cache_folder", "pyramid_distance", "upsample_combine"]
+__all__ = [
+    "COMBINATIONS",
+    "Backend",
+    "anomaly_map",
+    "backend",
+    "bin_edges",
+    "bin_keys",
+    "cache_folder",
+    "key_histogram",
+    "label_regions",
+    "pyramid_distance",
+    "rank_counts",
+    "region_pixels",
+    "upsample_combine",
+]

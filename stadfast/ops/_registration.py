@@ -63,3 +63,31 @@ def _pyramid_distance_backward(ctx: Any, grad: list[Tensor | None]) -> tuple[Any
 torch.library.register_autograd(
     "stadfast::pyramid_distance", _pyramid_distance_backward, setup_context=_save_pyramids
 )
+
+
+@torch.library.register_fake("stadfast::label_regions")
+def _(masks: Tensor) -> tuple[Tensor, Tensor]:
+    labels = masks.new_empty(masks.shape, dtype=torch.int32)
+    return labels, masks.new_empty(masks.shape[:1], dtype=torch.int64)
+
+
+@torch.library.register_fake("stadfast::region_pixels")
+def _(maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    context = torch.library.get_ctx()
+    pixels, regions = context.new_dynamic_size(), context.new_dynamic_size()
+    return (
+        maps[0].new_empty((pixels,)),
+        maps[0].new_empty((pixels,), dtype=torch.int32),
+        maps[0].new_empty((regions,), dtype=torch.int64),
+        maps[0].new_empty((len(maps),), dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("stadfast::rank_counts")
+def _(scores: list[Tensor], edges: Tensor) -> Tensor:
+    return edges.new_empty((2 * edges.shape[0] + 2,), dtype=torch.int64)
+
+
+@torch.library.register_fake("stadfast::key_histogram")
+def _(scores: list[Tensor]) -> Tensor:
+    return scores[0].new_empty((65536,), dtype=torch.int64)
