@@ -152,7 +152,10 @@ class Detector:
             graph = ScoringGraph(*self._build(weights)).to(device)
             self.history_ = self._train(graph, train, held_out, precision, options, skip_broken)
             self._adopt(graph)
-            self._calibrate_after_fit(train, held_out, skip_broken)
+            broken = list(self.broken_)
+            train, held_out = (_without(images, broken) for images in (train, held_out))
+            self._calibrate_after_fit(train, held_out)
+            self.broken_ = broken
         selected = best_epoch(self.history_)
         self.metadata_ = {
             "data": {"fingerprint": identity["images"], "train": len(train), "held_out": len(held_out)},
@@ -202,14 +205,14 @@ class Detector:
         self.threshold_ = value.item()
         self.graph_.threshold.fill_(value)
 
-    def _calibrate_after_fit(self, train: Images, held_out: Images, skip_broken: bool) -> None:
+    def _calibrate_after_fit(self, train: Images, held_out: Images) -> None:
         source = "held-out images" if held_out else "training images"
         if not held_out:
             logger.warning(
                 "no images were held out: the threshold comes from the training images and is likely too low; "
                 "calibrate() on other good images, or set validation_fraction"
             )
-        self._calibrate(self.score(held_out or train, skip_broken=skip_broken), None, None, source)
+        self._calibrate(self.score(held_out or train), None, None, source)
 
     # ---------------------------------------------------------------- predicting
 
@@ -374,6 +377,11 @@ class Detector:
 def _run(graph: ScoringGraph, images: list[Tensor]) -> Prediction:
     batch = torch.stack(images).contiguous(memory_format=torch.channels_last)
     return Prediction(*(t.cpu() for t in graph(batch)))
+
+
+def _without(images: Images, broken: Sequence[tuple[Path, str]]) -> Images:
+    left_out = {path for path, _ in broken}
+    return [image for image in images if not (isinstance(image, Path) and image in left_out)]  # type: ignore[return-value]
 
 
 def _argument_names(cls: type[Detector]) -> list[str]:

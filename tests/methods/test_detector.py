@@ -1,0 +1,189 @@
+"""What every detector promises: inputs, outputs, calibration, bundles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import stadfast as sf
+from stadfast.errors import DataError, StadfastError, UsageError
+
+
+def test_prediction_has_the_promised_shapes(fitted: sf.STPM, images: Tensor) -> None:
+    p = fitted.predict(images[:5])
+    assert p._fields == ("pred_score", "pred_label", "anomaly_map", "pred_mask")
+    assert p.pred_score.shape == p.pred_label.shape == (5,)
+    assert p.anomaly_map.shape == p.pred_mask.shape == (5, 1, 48, 64)
+    assert p.pred_score.dtype == p.anomaly_map.dtype == torch.float32
+    assert p.pred_label.dtype == p.pred_mask.dtype == torch.bool
+    assert torch.equal(p.pred_score, p.anomaly_map.flatten(1).amax(1))
+    assert torch.equal(p.pred_label, p.pred_mask.flatten(1).any(1))
+    assert torch.equal(p.pred_label, p.pred_score > fitted.threshold_)
+
+
+def test_score_and_maps_are_predicts(fitted: sf.STPM, images: Tensor) -> None:
+    p = fitted.predict(images)
+    assert torch.equal(fitted.score(images), p.pred_score)
+    assert torch.equal(fitted.maps(images), p.anomaly_map)
+
+
+def as_files(images: Tensor, folder: Path) -> list[Path]:
+    paths = [folder / f"{i:03d}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return paths
+
+
+def test_all_inputs_give_the_same_scores(fitted: sf.STPM, images: Tensor, tmp_path: Path) -> None:
+    images = images[:4]
+    hwc = images.permute(0, 2, 3, 1).contiguous().numpy()
+    paths = as_files(images, tmp_path)
+    expected = fitted.score(images)
+    inputs: dict[str, Any] = {
+        "NHWC uint8": hwc,
+        "NHWC uint16": hwc.astype(np.uint16) * 257,
+        "NHWC float": hwc.astype(np.float64) / 255,
+        "list of HWC": list(hwc),
+        "NCHW float tensor": images.float() / 255,
+        "channels_last tensor": images.contiguous(memory_format=torch.channels_last),
+        "list of CHW": list(images),
+        "Pillow": [Image.fromarray(x) for x in hwc],
+        "paths": paths,
+        "strings": [str(p) for p in paths],
+        "folder": tmp_path,
+    }
+    for name, given in inputs.items():
+        torch.testing.assert_close(fitted.score(given), expected, rtol=1e-5, atol=0, msg=name)
+    torch.testing.assert_close(fitted.score(hwc[0]), expected[:1], rtol=1e-4, atol=0)
+    torch.testing.assert_close(fitted.score(paths[1]), expected[1:2], rtol=1e-4, atol=0)
+
+
+def test_images_of_different_sizes_share_a_batch(fitted: sf.STPM, images: Tensor) -> None:
+    other = torch.nn.functional.interpolate(images[:1].float() / 255, (31, 77))[0]
+    p = fitted.predict([images[0], other])
+    assert p.anomaly_map.shape == (2, 1, 48, 64)
+    torch.testing.assert_close(p.pred_score[:1], fitted.score(images[0]), rtol=1e-4, atol=0)
+
+
+def test_batch_size_changes_nothing(fitted: sf.STPM, images: Tensor) -> None:
+    torch.testing.assert_close(fitted.score(images, batch_size=5), fitted.score(images), rtol=1e-4, atol=0)
+
+
+def test_an_anomaly_stands_out(fitted: sf.STPM, images: Tensor) -> None:
+    damaged = images[:4].clone()
+    damaged[:, :, 20:30, 20:30] = 255 * torch.eye(10, dtype=torch.uint8)
+    assert fitted.score(damaged).mean() > 1.3 * fitted.score(images[:4]).mean()
+    hot = fitted.maps(damaged)[0, 0].argmax()
+    assert 12 <= hot // 64 <= 28 and 12 <= hot % 64 <= 28  # the damaged square in map pixels, and a little around
+
+
+def test_stream_is_lazy_and_lists_broken_files(fitted: sf.STPM, images: Tensor, tmp_path: Path) -> None:
+    paths = as_files(images[:5], tmp_path)
+    paths[1].write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"001\.png"):
+        fitted.predict(tmp_path)
+    batches = list(fitted.stream(tmp_path, batch_size=2, skip_broken=True))
+    assert [source for sources, _ in batches for source in sources] == [p for i, p in enumerate(paths) if i != 1]
+    assert [path for path, _ in fitted.broken_] == [paths[1]]
+
+
+def test_not_fitted_says_so(images: Tensor) -> None:
+    for call in (sf.STPM().predict, sf.STPM().score, sf.STPM().save):
+        with pytest.raises(StadfastError, match="not fitted"):
+            call(images)
+
+
+def test_fit_learns_from_a_category_folder(arguments: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "train/good").mkdir(parents=True)
+    (tmp_path / "test/good").mkdir(parents=True)
+    as_files(images[:10], tmp_path / "train/good")
+    as_files(images[10:], tmp_path / "test/good")
+    detector = sf.STPM(**arguments).fit(tmp_path, show_progress=False)
+    assert detector.metadata_["data"]["train"] + detector.metadata_["data"]["held_out"] == 10
+
+
+def test_fit_skips_broken_files_and_lists_them(arguments: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
+    paths = as_files(images, tmp_path)
+    paths[3].write_bytes(paths[3].read_bytes()[:80])
+    with pytest.raises(DataError, match=r"003\.png"):
+        sf.STPM(**arguments).fit(tmp_path, show_progress=False)
+    detector = sf.STPM(**arguments).fit(tmp_path, skip_broken=True, show_progress=False)
+    assert [path for path, _ in detector.broken_] == [paths[3]]
+    counts = detector.metadata_["data"]
+    assert counts["train"] + counts["held_out"] == len(paths) - 1
+
+
+# ------------------------------------------------------------------------------------ calibration
+
+
+def test_quantile_is_torchs(fitted: sf.STPM, images: Tensor) -> None:
+    scores = fitted.score(images)
+    fitted.calibrate(images, quantile=0.5)
+    assert fitted.threshold_ == pytest.approx(scores.double().quantile(0.5).item(), rel=1e-6)
+    assert fitted.predict(images).pred_label.sum() == 6
+
+
+def test_target_fpr_is_the_conformal_rank(fitted: sf.STPM, images: Tensor) -> None:
+    scores = fitted.score(images).sort().values
+    fitted.calibrate(images, target_fpr=0.25)  # ceil(13 * 0.75) = 10th smallest of 12
+    assert fitted.threshold_ == scores[9].item()
+    assert fitted.calibration_ == {"target_fpr": 0.25, "images": 12, "source": "given images"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"target_fpr": 0.01}, "at least 99 good images, got 12"),
+        ({"target_fpr": 0.0}, "target_fpr"),
+        ({"quantile": 1.5}, "quantile"),
+        ({"quantile": 0.5, "target_fpr": 0.5}, "exclude"),
+    ],
+)
+def test_impossible_calibrations_are_refused(
+    fitted: sf.STPM, images: Tensor, rule: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        fitted.calibrate(images, **rule)
+
+
+# ----------------------------------------------------------------------------------------- bundles
+
+
+def test_a_loaded_bundle_predicts_the_same_bits(fitted: sf.STPM, images: Tensor, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "m.safetensors")
+    loaded = sf.load(tmp_path / "m.safetensors", device="cpu")
+    for ours, theirs in zip(fitted.predict(images), loaded.predict(images), strict=True):
+        assert torch.equal(ours, theirs)
+    assert loaded.threshold_ == fitted.threshold_
+    loaded.save(tmp_path / "again.safetensors")
+    assert json.loads(json.dumps(fitted.header())) == json.loads(json.dumps(loaded.header()))
+
+
+def test_same_seed_same_bytes(arguments: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        detector = sf.STPM(**arguments, deterministic=True).fit(images, show_progress=False)
+        detector.save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    other = sf.STPM(**arguments, seed=1, deterministic=True).fit(images, show_progress=False)
+    other.save(tmp_path / "c")
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_a_bundle_holds_no_path_of_the_machine(fitted: sf.STPM, tmp_path: Path) -> None:
+    from stadfast.methods.base import describe_weights
+
+    assert describe_weights(tmp_path / "teacher.pth") == "teacher.pth"
+    assert fitted.header()["arguments"]["weights"] == "state dict"
+
+
+def test_params_round_trip(arguments: dict[str, Any]) -> None:
+    detector = sf.STPM(**arguments)
+    assert sf.STPM(**detector.get_params()).get_params() == detector.get_params()
+    assert "image_size=(48, 64)" in repr(detector)
