@@ -51,7 +51,7 @@ def key_histogram(scores: Sequence[Tensor]) -> Tensor:
     """How many scores have each 16-bit key: (65536,) int64, in the order of the scores.
 
     The key is the float's bits, reordered to rise with the value: all 16 of a half type, so that each bin
-    holds one value; of float32 the upper 16, so that a bin is 2^-8 to 2^-7 of its value wide, at any magnitude.
+    holds one value; of float32 the upper 16, so that a bin is 2^-8 to 2^-7 of its value wide anywhere.
     The bins of ``bin_edges`` that are not finite count the NaN and infinite scores.
 
     Args:
@@ -71,7 +71,7 @@ def key_histogram(scores: Sequence[Tensor]) -> Tensor:
 
 
 def bin_edges(dtype: torch.dtype) -> Tensor:
-    """The smallest value of each bin of ``key_histogram``: (65536,) of ``dtype`` on the CPU, NaN at the ends."""
+    """The smallest value of each bin of ``key_histogram``: (65536,) of ``dtype`` on the CPU."""
     keys = torch.arange(BINS, dtype=torch.int32)
     bits = torch.where(keys >= 0x8000, keys - 0x8000, 0xFFFF - keys)
     if dtype == torch.float32:

@@ -21,7 +21,7 @@ def label_regions(masks: Tensor) -> tuple[Tensor, Tensor]:
     inside = masks.flatten()
     parent = torch.where(inside, index, outside)
     while True:
-        # The smallest label of a pixel and its neighbours; float64 holds every index, the background never wins.
+        # The smallest label of a pixel and its neighbours; float64 holds every index.
         grid = -parent.view(batch, 1, height, width).double()
         nearest = -F.max_pool2d(grid, 3, stride=1, padding=1).long().flatten()
         hooked = torch.where(inside, nearest, outside)
