@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BLUE, RED, GREY = "#2f6690", "#c8553d", "#6b7280"
 _SIZE_IN = (4.0, 3.1)
 _CURVE_POINTS = 400
+_LOG_FROM = 30.0  # ratio of scores from which the axis is logarithmic
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -46,14 +47,14 @@ def pro_svg(curve: Curve, limit: float = 0.3) -> str:
 
 
 def histogram_svg(scores: Sequence[float], labels: Sequence[int], threshold: float, bins: int = 36) -> str:
-    """Image scores of good and defective images, and the threshold; logarithmic if all are positive."""
+    """Image scores of good and defective images, and the threshold; logarithmic where they span much."""
     from matplotlib.ticker import MaxNLocator
 
     values, defective = np.asarray(scores, dtype=float), np.asarray(labels).astype(bool)
     figure, axes = _new("Image score", "Images")
     finite = values[np.isfinite(values)]
     low, high = min(finite.min(initial=threshold), threshold), max(finite.max(initial=threshold), threshold)
-    if low > 0:
+    if 0 < low < high / _LOG_FROM:
         edges = np.geomspace(low / 1.1, high * 1.1, bins + 1)
         axes.set_xscale("log")
     else:

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from ..errors import UsageError
 
-DECADES = 2.0  # the scale runs from threshold / 100 to threshold * 100
+DECADES = 1.0  # the scale runs from threshold / 10 to threshold * 10
 MASK_COLOUR = (0, 230, 118)
 PREDICTION_COLOUR = (255, 255, 255)
 

@@ -88,7 +88,7 @@ def _context(
         "sections": _sections(records, threshold),
         "scale": {
             "image": png(colour_bar(512, 12)),
-            "ticks": [f"÷{10**DECADES:.0f}", "÷10", "threshold", "×10", f"×{10**DECADES:.0f}"],
+            "ticks": [_tick(step * DECADES / 2) for step in range(-2, 3)],
         },
         "mask_colour": "#{:02x}{:02x}{:02x}".format(*MASK_COLOUR),
         "threshold": number(threshold),
@@ -232,6 +232,11 @@ def _example(record: Record, threshold: float) -> dict[str, Any]:
 
 def _plane(values: Any) -> Tensor:
     return torch.as_tensor(values).reshape(values.shape[-2:])
+
+
+def _tick(decades: float) -> str:
+    factor = f"{10 ** abs(decades):.2g}"
+    return "threshold" if decades == 0 else f"×{factor}" if decades > 0 else f"÷{factor}"
 
 
 def _flat(planes: Sequence[Tensor]) -> Tensor:
