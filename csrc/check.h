@@ -23,6 +23,13 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// Channels, rows and columns are counted in 32 bits, with room for a step beyond; their products in 64.
+constexpr int64_t kMaxExtent = int64_t(1) << 30;
+
 // Two equally long lists of equally shaped (B, C_l, H_l, W_l) floating-point tensors on one device.
 inline void check_pyramids(const std::vector<Tensor>& student, const std::vector<Tensor>& teacher) {
   SF_CHECK(!student.empty() && student.size() == teacher.size(), "expected as many student as teacher levels, got ",
@@ -33,12 +40,21 @@ inline void check_pyramids(const std::vector<Tensor>& student, const std::vector
     SF_CHECK(same_shape(s, t), "level ", l, ": student and teacher differ in shape");
     SF_CHECK(s.scalar_type() == t.scalar_type() && s.scalar_type() == student[0].scalar_type(), "level ", l,
              ": student and teacher differ in dtype");
-    SF_CHECK(s.is_cuda() == t.is_cuda() && s.get_device_index() == t.get_device_index() &&
-                 s.get_device_index() == student[0].get_device_index(),
-             "level ", l, ": tensors on different devices");
+    SF_CHECK(same_device(s, student[0]) && same_device(t, student[0]), "level ", l, ": tensors on different devices");
     SF_CHECK(s.size(0) == student[0].size(0), "level ", l, ": batch sizes differ");
     SF_CHECK(s.size(1) > 0 && s.size(2) > 0 && s.size(3) > 0, "level ", l, ": empty map");
-    SF_CHECK(s.size(2) < INT32_MAX && s.size(3) < INT32_MAX, "level ", l, ": map too large");
+    SF_CHECK(s.size(1) < kMaxExtent && s.size(2) < kMaxExtent && s.size(3) < kMaxExtent, "level ", l, ": too large");
+  }
+}
+
+// Gradients of the (B, 1, H_l, W_l) maps of a pyramid: float32, and float64 for float64 features.
+inline void check_map_gradients(const std::vector<Tensor>& grad, const std::vector<Tensor>& features) {
+  SF_CHECK(grad.size() == features.size(), "grad: expected one per level (", features.size(), "), got ", grad.size());
+  for (size_t l = 0; l < grad.size(); ++l) {
+    const Tensor &g = grad[l], &f = features[l];
+    SF_CHECK(g.scalar_type() == (f.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float) &&
+                 g.numel() == f.size(0) * f.size(2) * f.size(3) && same_device(g, f),
+             "grad[", l, "]: expected a map of level ", l);
   }
 }
 
@@ -50,14 +66,14 @@ inline void check_maps(const std::vector<Tensor>& maps) {
     SF_CHECK(map.dim() == 4 && map.size(1) == 1, "maps[", l, "]: expected (B, 1, H, W)");
     SF_CHECK(map.scalar_type() == maps[0].scalar_type(), "maps[", l, "]: dtypes differ");
     SF_CHECK(map.size(0) == maps[0].size(0), "maps[", l, "]: batch sizes differ");
-    SF_CHECK(map.get_device_index() == maps[0].get_device_index(), "maps[", l, "]: devices differ");
+    SF_CHECK(same_device(map, maps[0]), "maps[", l, "]: devices differ");
     SF_CHECK(map.size(2) > 0 && map.size(3) > 0, "maps[", l, "]: empty map");
-    SF_CHECK(map.size(2) < INT32_MAX && map.size(3) < INT32_MAX, "maps[", l, "]: map too large");
+    SF_CHECK(map.size(2) < kMaxExtent && map.size(3) < kMaxExtent, "maps[", l, "]: too large");
   }
 }
 
 inline void check_size(const char* name, const std::vector<int64_t>& size) {
-  SF_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0 && size[0] < INT32_MAX && size[1] < INT32_MAX, name,
+  SF_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0 && size[0] < kMaxExtent && size[1] < kMaxExtent, name,
            ": expected two positive numbers (H, W)");
 }
 

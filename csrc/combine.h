@@ -7,11 +7,10 @@
 #include <vector>
 
 #include "check.h"
+#include "combined_pixel.h"
 #include "macros.h"
 
 namespace stadfast {
-
-constexpr int kMaxLevels = 32;
 
 enum class Mode : int32_t { kProduct, kSum };
 
@@ -19,9 +18,9 @@ enum class Mode : int32_t { kProduct, kSum };
 struct Plan {
   Mode mode;
   int32_t levels;
-  int32_t order[kMaxLevels];        // position -> level
-  int32_t group[kMaxLevels];        // by position
-  double weight[kMaxLevels];        // by position
+  int32_t order[kMaxLevels];  // position -> level
+  int32_t group[kMaxLevels];  // by position
+  double weight[kMaxLevels];  // by position
   bool opens(int32_t i) const { return i == 0 || group[i] != group[i - 1]; }
   bool closes(int32_t i) const { return i + 1 == levels || group[i] != group[i + 1]; }
 };

@@ -20,11 +20,22 @@ SF_HOST_DEVICE A normalised_difference(A a, A inverse_a, A b, A inverse_b) {
   return a * inverse_a - b * inverse_b;
 }
 
-// d(d)/d(a_c) = 2 / |a| * (e_c - a^_c * sum_k a^_k e_k),  e = a^ - b^,  a^ = a / |a|.
+// d(d)/d(a_c) = 2 / |a| * (e_c - a^_c * along),  along = sum_k a^_k e_k,  e = a^ - b^,  a^ = a / |a|.
+template <class A>
+SF_HOST_DEVICE A along_term(A a, A inverse_a, A b, A inverse_b) {
+  return a * inverse_a * normalised_difference(a, inverse_a, b, inverse_b);
+}
+
 // A vector below eps is divided by the constant eps, so that the second term vanishes.
 template <class A>
 SF_HOST_DEVICE A projection_gain(A inverse_a, A eps) {
   return inverse_a * eps < A(1) ? A(1) : A(0);
+}
+
+// `factor`: 2 / |a| times the gradient that arrives at d.
+template <class A>
+SF_HOST_DEVICE A gradient_term(A a, A inverse_a, A b, A inverse_b, A along, A factor) {
+  return factor * (normalised_difference(a, inverse_a, b, inverse_b) - a * inverse_a * along);
 }
 
 }  // namespace stadfast

@@ -8,6 +8,13 @@
 #define SF_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
+// Before a loop of constant length that indexes a local array: unrolled, the array lives in registers.
+#ifdef __CUDA_ARCH__
+#define SF_UNROLL _Pragma("unroll")
+#else
+#define SF_UNROLL
+#endif
+
 // One clone of a leaf loop per x86-64 level, chosen when the library is loaded. The clones need ifunc (glibc)
 // and a gcc that knows the level names; elsewhere the compiler's default target is used.
 #if !defined(__CUDACC__) && defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && __GNUC__ >= 12

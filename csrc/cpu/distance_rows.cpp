@@ -96,14 +96,11 @@ SF_BODY backward_channels_last(const A* grad, const T* student, const T* teacher
     A along = 0;
 #pragma omp simd reduction(+ : along)
     for (int64_t c = 0; c < channels; ++c)
-      along += A(s[c]) * is * normalised_difference(A(s[c]), is, A(t[c]), it);
+      along += along_term(A(s[c]), is, A(t[c]), it);
     along *= projection_gain(is, eps);
     const A factor = A(2) * is * grad[p];
 #pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      const A a = A(s[c]);
-      g[c] = T(factor * (normalised_difference(a, is, A(t[c]), it) - a * is * along));
-    }
+    for (int64_t c = 0; c < channels; ++c) g[c] = T(gradient_term(A(s[c]), is, A(t[c]), it, along, factor));
   }
 }
 
@@ -119,7 +116,7 @@ SF_BODY backward_planar(const A* grad, const T* student, const T* teacher, Strid
       const T* t = teacher + first + c * strides.teacher;
 #pragma omp simd
       for (int64_t p = 0; p < n; ++p)
-        along[p] += A(s[p]) * is[p] * normalised_difference(A(s[p]), is[p], A(t[p]), it[p]);
+        along[p] += along_term(A(s[p]), is[p], A(t[p]), it[p]);
     }
 #pragma omp simd
     for (int64_t p = 0; p < n; ++p) along[p] *= projection_gain(is[p], eps);
@@ -128,11 +125,8 @@ SF_BODY backward_planar(const A* grad, const T* student, const T* teacher, Strid
       const T* t = teacher + first + c * strides.teacher;
       T* g = grad_student + first + c * grad_stride;
 #pragma omp simd
-      for (int64_t p = 0; p < n; ++p) {
-        const A a = A(s[p]);
-        const A e = normalised_difference(a, is[p], A(t[p]), it[p]);
-        g[p] = T(A(2) * is[p] * grad[first + p] * (e - a * is[p] * along[p]));
-      }
+      for (int64_t p = 0; p < n; ++p)
+        g[p] = T(gradient_term(A(s[p]), is[p], A(t[p]), it[p], along[p], A(2) * is[p] * grad[first + p]));
     }
   }
 }

@@ -43,14 +43,12 @@ std::vector<Tensor> pyramid_distance(std::vector<Tensor> student, std::vector<Te
 std::vector<Tensor> pyramid_distance_backward(std::vector<Tensor> grad, std::vector<Tensor> student,
                                               std::vector<Tensor> teacher, double eps) {
   check_pyramids(student, teacher);
-  SF_CHECK(grad.size() == student.size(), "grad: expected one per level");
+  check_map_gradients(grad, student);
   std::vector<Tensor> gradients;
   for (size_t level = 0; level < student.size(); ++level) {
     const Pair pair = readable_pair(student[level], teacher[level]);
     const Layout& s = pair.s;
     const Tensor g = torch::stable::contiguous(grad[level]);
-    SF_CHECK(g.scalar_type() == map_dtype(pair.student) && g.numel() == s.batch * s.pixels(), "grad[", level,
-             "]: expected a map of level ", level);
     Tensor out = empty_like_student(pair);
     Layout o;
     find_layout(out, &o);
