@@ -101,6 +101,7 @@ void count(const std::vector<Tensor>& scores, const Tensor& edges, int64_t* coun
 
 Tensor rank_counts(std::vector<Tensor> scores, Tensor edges) {
   SF_CHECK(edges.dim() == 1 && edges.numel() < INT32_MAX, "edges: expected one dimension");
+  SF_CHECK(!edges.is_cuda(), "edges: expected on the scores' device");
   const Tensor rising = torch::stable::contiguous(edges);
   Tensor counts = torch::stable::new_zeros(edges, {2 * edges.numel() + 2}, ScalarType::Long);
   if (scores.empty()) return counts;
