@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,13 @@ def fit(
     data: Path, method: str, output: Path, *, resume: bool, skip_broken: bool, arguments: dict[str, Any]
 ) -> None:
     """Train, calibrate and save. While it runs, ``OUTPUT.checkpoint`` holds what ``--resume`` needs."""
-    _log_to_stderr()
     _check_output(output)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     if checkpoint.exists() and not resume:
         say(f"starting anew; --resume would continue from {printable(checkpoint)}")
     detector = create(method, **arguments)
-    detector.fit(open_dataset(data), checkpoint=checkpoint, resume=resume, skip_broken=skip_broken)
+    with _log_to_stderr():
+        detector.fit(open_dataset(data), checkpoint=checkpoint, resume=resume, skip_broken=skip_broken)
     detector.save(output)
     checkpoint.unlink(missing_ok=True)
     warn_broken(detector.broken_)
@@ -57,10 +59,16 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _log_to_stderr() -> None:
-    logger = logging.getLogger("stadfast")
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("stadfast: %(message)s"))
-        logger.addHandler(handler)
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """The library's log (device, precision, cache) for the person who waits."""
+    logger, level = logging.getLogger("stadfast"), logging.getLogger("stadfast").level
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("stadfast: %(message)s"))
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
