@@ -101,6 +101,7 @@ def hole(patch: Patch) -> Floats:
     """Dark, with frayed ends of threads at the rim and some loose fibres across it."""
     whole = blotch(patch, 1.25, 0.35)
     q = whole + 0.30 * patch.smooth(5, 2, 9) + 0.30 * patch.smooth(6, 9, 2)
+    q = q + 2 * np.maximum(whole - 1.15, 0)  # no fray far from the rim
     shade = smoothstep(1 - np.abs(q - 1.15) * 2.5) * np.float32(0.25)
     patch.light *= 1 - shade[..., None]
     dark = np.float32(0.30 - 0.24 * patch.defect.contrast) * (1 + 0.35 * patch.smooth(7, 7, 7))

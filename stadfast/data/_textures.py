@@ -25,7 +25,7 @@ class Noise:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._block: Callable[[int, int, int], Floats] = lru_cache(maxsize=256)(self._draw)
+        self._block: Callable[[int, int, int], Floats] = lru_cache(maxsize=48)(self._draw)
 
     def _draw(self, tag: int, block: int, columns: int) -> Floats:
         raw = np.random.PCG64(np.random.SeedSequence((self.seed, tag, block))).random_raw(_BLOCK * columns)
