@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .folders import Folder, MVTecLayout, Sample, list_images, open_dataset
     from .images import IMAGE_EXTENSIONS, as_images, read_image, read_mask, to_float
     from .loading import ImageLoader, load_images
-    from .synthetic import Material, write_material
+    from .synthetic import Defect, Material, write_material
 
 _HOME = {
     "Folder": "folders",
@@ -29,12 +29,14 @@ _HOME = {
     "to_float": "images",
     "ImageLoader": "loading",
     "load_images": "loading",
+    "Defect": "synthetic",
     "Material": "synthetic",
     "write_material": "synthetic",
 }
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "Defect",
     "Folder",
     "ImageLoader",
     "MVTecLayout",

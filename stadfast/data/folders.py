@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import DataError, UsageError
 from .images import IMAGE_EXTENSIONS
+from .pairing import match_masks
 
 PathLike = str | os.PathLike[str]
 PathOrPaths = PathLike | Sequence[PathLike]
@@ -93,7 +94,9 @@ class MVTecLayout(_Dataset):
             elif not truth.is_dir():
                 samples += [Sample(path, 1, kind) for path in images]
             else:
-                masks = _match_masks([(path, test / kind) for path in images], [truth / kind])
+                masks = match_masks(
+                    [(path, test / kind) for path in images], truth / kind, list_images(truth / kind)
+                )
                 samples += [Sample(path, 1, kind, masks[path]) for path in images]
         return samples
 
@@ -291,45 +294,17 @@ def _split(paths: list[Path], ratio: float, seed: int) -> tuple[list[Path], list
 def _abnormal_samples(
     folders: list[Path], masks: list[Path], extensions: Sequence[str] | None
 ) -> list[Sample]:
-    found: list[tuple[Path, Path]] = [
-        (path, folder) for folder in folders for path in list_images(folder, extensions)
-    ]
-    partners: dict[Path, Path] = {}
-    if len(masks) > 1:
-        for folder, mask_folder in zip(folders, masks, strict=True):
-            partners |= _match_masks([pair for pair in found if pair[1] == folder], [mask_folder])
+    found = [(path, folder) for folder in folders for path in list_images(folder, extensions)]
+    found = [(path, folder if folder.is_dir() else folder.parent) for path, folder in found]
+    partner: dict[Path, Path] = {}
+    if len(masks) == 1:
+        partner = match_masks(found, masks[0], list_images(masks[0]), by_folder=True)
     elif masks:
-        partners = _match_masks(found, masks, by_folder=True)
+        for folder, root in zip(folders, masks, strict=True):
+            partner |= match_masks([pair for pair in found if pair[1] == folder], root, list_images(root))
     samples = []
     for path, folder in found:
-        inside = path.relative_to(folder).parts if path != folder else (path.name,)
+        inside = path.relative_to(folder).parts
         kind = inside[0] if len(inside) > 1 else folder.name
-        samples.append(Sample(path, 1, kind, partners.get(path)))
+        samples.append(Sample(path, 1, kind, partner.get(path)))
     return samples
-
-
-def _match_masks(
-    images: list[tuple[Path, Path]], roots: list[Path], by_folder: bool = False
-) -> dict[Path, Path]:
-    """Image -> mask for (image, folder it was found in); every image and every mask must have its partner.
-
-    With ``by_folder`` the mask may also lie in a sub-folder called like the image's folder.
-    """
-    (root,) = roots
-    masks = {path.relative_to(root).with_suffix(""): path for path in list_images(root)}
-    owner: dict[Path, Path] = {}
-    partner: dict[Path, Path] = {}
-    for image, folder in images:
-        inside = image.relative_to(folder).with_suffix("")
-        places = [Path(folder.name) / inside, inside] if by_folder else [inside]
-        names = [name for place in places for name in (place.with_name(f"{place.name}_mask"), place)]
-        key = next((name for name in names if name in masks), None)
-        if key is None:
-            raise DataError(f"{image} has no mask; wanted {root / names[0]}.png or {root / names[1]}.png")
-        if key in owner:
-            raise DataError(f"{masks[key]} is the mask of both {owner[key]} and {image}; wanted one each")
-        owner[key], partner[image] = image, masks[key]
-    for key, path in masks.items():
-        if key not in owner:
-            raise DataError(f"{path} is a mask without an image")
-    return partner

@@ -105,6 +105,11 @@ class TestMVTecLayout:
             (["test/good/000.png"], [], "test/good holds no images"),
             ([], ["test/crack/000.jpg"], "000_mask.png is the mask of both .*000.jpg and .*000.png"),
             ([], ["test/dent/000.png"], "ground_truth/dent does not exist"),
+            (
+                [],
+                ["ground_truth/crack/000_mask.bmp"],
+                "000_mask.bmp and .*000_mask.png are masks of the same",
+            ),
         ],
     )
     def test_damage_is_named(self, category: Path, remove: list[str], add: list[str], words: str) -> None:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stadfast.data import Material, MVTecLayout, read_image, read_mask, write_material
-from stadfast.data._defects import Defect
+from stadfast.data import Defect, Material, MVTecLayout, read_image, read_mask, write_material
 from stadfast.data.synthetic import DEFECTS
 from stadfast.errors import DataError, UsageError
 
