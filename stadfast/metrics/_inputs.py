@@ -11,6 +11,10 @@ from torch import Tensor
 
 from ..errors import DataError, UsageError
 
+_NATIVE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_BY_BFLOAT16 = (torch.bool, torch.uint8, torch.int8)  # which holds every such number exactly
+_BY_FLOAT64 = (torch.int32, torch.int64, torch.uint32, torch.uint64)
+
 
 def as_tensor(value: Any, name: str) -> Tensor:
     """``value`` as a tensor that shares memory with it where that is possible."""
@@ -28,36 +32,41 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def as_scores(value: Any, name: str = "scores") -> Tensor:
-    """Scores as float32, or as float64 where float32 could not tell two of them apart. The shape is kept.
+    """Scores in a floating-point type that keeps them apart. The shape is kept.
 
     Raises:
-        UsageError: not numeric.
+        UsageError: not real numbers.
         DataError: NaN or infinite.
     """
     scores = as_tensor(value, name)
+    if scores.dtype in _BY_BFLOAT16:
+        return scores.to(torch.bfloat16)
+    if scores.dtype in _BY_FLOAT64:
+        return scores.to(torch.float64)
     if scores.is_complex():
         raise UsageError(f"{name} must be real numbers, got {scores.dtype}")
-    if scores.dtype in (torch.int32, torch.int64, torch.uint32, torch.uint64):
-        scores = scores.to(torch.float64)
-    elif scores.dtype not in (torch.float32, torch.float64):
-        scores = scores.to(torch.float32)  # exact for bool, 8- and 16-bit integers, half and bfloat16
-    if not torch.isfinite(scores).all():
-        bad = int((~torch.isfinite(scores)).sum())
-        raise DataError(f"{name} must be finite, got {bad} NaN or infinite of {scores.numel()} values")
+    if scores.dtype not in _NATIVE:
+        return scores.to(torch.float32)  # 16-bit integers
+    if scores.numel() and not bool(torch.stack(torch.aminmax(scores)).isfinite().all()):
+        bad = (~torch.isfinite(scores)).nonzero()
+        raise DataError(
+            f"{name} must be finite, got {len(bad)} NaN or infinite of {scores.numel()} values, "
+            f"the first at {bad[0].tolist()}"
+        )
     return scores
 
 
-def as_binary(value: Any, name: str, binarise: float | None = None) -> Tensor:
-    """Labels or a mask as bool: {0, 1} or {0, 255} as they are, anything else only by ``value > binarise``.
+def as_binary(value: Any, name: str, threshold: float | None = None) -> Tensor:
+    """Labels or a mask as bool: {0, 1} or {0, 255} as they are, anything else only by ``value > threshold``.
 
     Raises:
-        DataError: other values than these, and no ``binarise`` to say what they mean.
+        DataError: other values than these, and no ``threshold`` to say what they mean.
     """
     mask = as_tensor(value, name)
     if mask.dtype == torch.bool:
         return mask
-    if binarise is not None:
-        return mask > binarise
+    if threshold is not None:
+        return mask > threshold
     binary = mask != 0
     if mask.dtype == torch.uint8 and bool(((mask == 255) | ~binary).all()):
         return binary
@@ -69,16 +78,31 @@ def as_binary(value: Any, name: str, binarise: float | None = None) -> Tensor:
     return binary
 
 
-def as_labels(value: Any, name: str = "labels") -> Tensor:
-    """Labels, one per score, as bool; see ``as_binary``."""
-    return as_binary(value, name)
+def paired_scores(scores: Any, labels: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Scores and their labels, of one shape, as lists of one.
+
+    Raises:
+        UsageError: the shapes differ.
+        DataError: a score is NaN or infinite, or the labels are not binary.
+    """
+    values, truths = as_scores(scores), as_binary(labels, "labels")
+    if values.shape != truths.shape:
+        raise UsageError(
+            f"scores and labels must have one shape, got {tuple(values.shape)} and {tuple(truths.shape)}"
+        )
+    return [values], [truths.to(values.device)]
 
 
-def split_images(value: Any, name: str) -> list[Any]:
-    """(N,1,H,W), (N,H,W), one (H,W), or a sequence of (H,W) or (1,H,W) -> N images, (H,W) each, or None."""
+def split_images(value: Any, name: str, convert: Any) -> list[Any]:
+    """(N,1,H,W), (N,H,W), one (H,W), or a sequence of (H,W) or (1,H,W) -> N images (H,W), or None for None.
+
+    ``convert(image, name)`` checks and converts: an array all at once, a sequence image by image.
+    """
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [
-            None if image is None else _plane(as_tensor(image, name), name, i)
+            None
+            if image is None
+            else convert(_plane(as_tensor(image, f"{name}[{i}]"), name, i), f"{name}[{i}]")
             for i, image in enumerate(value)
         ]
     images = as_tensor(value, name)
@@ -90,7 +114,7 @@ def split_images(value: Any, name: str) -> list[Any]:
         raise UsageError(
             f"{name} must be (N,1,H,W), (N,H,W), (H,W) or a list of (H,W), got shape {tuple(images.shape)}"
         )
-    return list(images)
+    return list(convert(images, name))
 
 
 def _plane(image: Tensor, name: str, index: int) -> Tensor:
@@ -101,26 +125,39 @@ def _plane(image: Tensor, name: str, index: int) -> Tensor:
     return image
 
 
-def paired_images(
-    maps: Any, masks: Any, binarise: float | None = None
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Maps as float (H,W) and, one for each, their masks as bool (H,W); None stands for a good image.
+def paired_images(maps: Any, masks: Any) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Maps as floats (H,W) and, one for each, their masks as bool (H,W) beside them; None is a good image.
 
     Raises:
         UsageError: different numbers of maps and masks, or a map and its mask differ in size.
         DataError: a score that is NaN or infinite, or a mask that is not binary.
     """
-    scores = [as_scores(image, f"maps[{i}]") for i, image in enumerate(split_images(maps, "maps"))]
-    truths: list[Tensor | None] = []
-    raw = split_images(masks, "masks")
-    if len(raw) != len(scores):
-        raise UsageError(f"maps and masks must be as many, got {len(scores)} maps and {len(raw)} masks")
-    for i, (image, mask) in enumerate(zip(scores, raw, strict=True)):
-        if mask is not None:
-            if mask.shape != image.shape:
-                raise UsageError(
-                    f"masks[{i}] must be {tuple(image.shape)} like maps[{i}], got {tuple(mask.shape)}"
-                )
-            mask = as_binary(mask, f"masks[{i}]", binarise).to(image.device)
-        truths.append(mask)
-    return scores, truths
+    images = split_images(maps, "maps", as_scores)
+    return images, match_masks(images, split_images(masks, "masks", as_binary))
+
+
+def match_masks(maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The masks on their maps' devices, once numbers and sizes agree."""
+    if len(masks) != len(maps):
+        raise UsageError(f"maps and masks must be as many, got {len(maps)} maps and {len(masks)} masks")
+    for i, (image, mask) in enumerate(zip(maps, masks, strict=True)):
+        if mask is not None and mask.shape != image.shape:
+            raise UsageError(
+                f"masks[{i}] must be {tuple(image.shape)} like maps[{i}], got {tuple(mask.shape)}"
+            )
+    return [None if mask is None else mask.to(image.device) for image, mask in zip(maps, masks, strict=True)]
+
+
+def common_dtype(scores: Sequence[Tensor]) -> list[Tensor]:
+    """All scores in one type that keeps them apart: their own if they agree, else float32 or float64."""
+    dtypes = {tensor.dtype for tensor in scores}
+    if len(dtypes) <= 1:
+        return list(scores)
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    return [tensor.to(dtype) for tensor in scores]
+
+
+def check_limit(limit: float) -> None:
+    """Raise a UsageError unless ``limit`` is a false positive rate to integrate to."""
+    if not 0.0 < limit <= 1.0:
+        raise UsageError(f"limit must be in (0, 1], got {limit}")

@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
 from . import counts as _counts
-from ._inputs import as_labels, as_scores, paired_images
+from ._inputs import check_limit, paired_images, paired_scores
 from .counts import Counts
-from .ranking import rank_counts, region_counts
+from .states import Exact
 
 
 class UndefinedMetricWarning(UserWarning):
     """A metric is NaN; the message says why."""
 
 
-class F1Max(NamedTuple):
+class F1Score(NamedTuple):
     """The largest F1, and the highest threshold that gives it: ``score > threshold`` is anomalous."""
 
     value: float
@@ -72,7 +71,7 @@ def average_precision(scores: Any, labels: Any) -> float:
     return _warned("average_precision", _no_anomalous(counts), _counts.average_precision(counts))
 
 
-def f1_max(scores: Any, labels: Any) -> F1Max:
+def f1_max(scores: Any, labels: Any) -> F1Score:
     """The largest F1 = 2TP / (2TP + FP + FN) over all thresholds, and the highest threshold that gives it.
 
     The threshold is the largest float below a score, so that ``scores > threshold`` gives the value.
@@ -80,7 +79,7 @@ def f1_max(scores: Any, labels: Any) -> F1Max:
     """
     counts = _score_counts(scores, labels)
     value, threshold = _counts.f1_max(counts)
-    return F1Max(_warned("f1_max", _no_anomalous(counts), value), threshold)
+    return F1Score(_warned("f1_max", _no_anomalous(counts), value), threshold)
 
 
 def roc_curve(scores: Any, labels: Any) -> ROCCurve:
@@ -113,7 +112,7 @@ def aupro(scores: Any, masks: Any, limit: float = 0.3) -> float:
         DataError: a score is NaN or infinite, or a mask is not binary.
     """
     check_limit(limit)
-    counts = region_counts(*paired_images(scores, masks))
+    counts = _region_counts(scores, masks)
     return _warned("aupro", counts.undefined, _counts.aupro(counts, limit))
 
 
@@ -122,24 +121,21 @@ def pro_curve(scores: Any, masks: Any) -> PROCurve:
 
     Arguments and errors as ``aupro``.
     """
-    counts = region_counts(*paired_images(scores, masks))
+    counts = _region_counts(scores, masks)
     _warned("pro_curve", counts.undefined, 0.0)
     return PROCurve(*_counts.pro_points(counts))
 
 
-def check_limit(limit: float) -> None:
-    """Raise a UsageError unless ``limit`` is a false positive rate to integrate to."""
-    if not 0.0 < limit <= 1.0:
-        raise UsageError(f"limit must be in (0, 1], got {limit}")
-
-
 def _score_counts(scores: Any, labels: Any) -> Counts:
-    values, truths = as_scores(scores), as_labels(labels)
-    if values.shape != truths.shape:
-        raise UsageError(
-            f"scores and labels must have one shape, got {tuple(values.shape)} and {tuple(truths.shape)}"
-        )
-    return rank_counts([values], [truths.to(values.device)])
+    held = Exact(copy=False)
+    held.add(*paired_scores(scores, labels), "", False)
+    return held.counts()[""]
+
+
+def _region_counts(maps: Any, masks: Any) -> Counts:
+    held = Exact(copy=False)
+    held.add(*paired_images(maps, masks), "", True)
+    return held.counts()[""]
 
 
 def _no_anomalous(counts: Counts) -> str | None:

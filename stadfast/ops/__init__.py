@@ -4,11 +4,12 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 """
 
 from ._library import Backend, backend, cache_folder
-from .counting import bin_edges, bin_keys, key_histogram, rank_counts
+from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, upsample_combine
 from .regions import label_regions, region_pixels
 
 __all__ = [
+    "BINS",
     "COMBINATIONS",
     "Backend",
     "anomaly_map",

@@ -184,8 +184,12 @@ def test_undefined_metrics_are_nan_and_say_why() -> None:
 def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     maps, masks = draw(7, "random")
     maps[1, 2, 3] = bad
-    with pytest.raises(DataError, match=r"maps\[1\] must be finite, got 1 NaN or infinite of 1320"):
+    with pytest.raises(
+        DataError, match=r"maps must be finite, got 1 NaN or infinite of 7920 .* at \[1, 2, 3\]"
+    ):
         metrics.aupro(maps, masks)
+    with pytest.raises(DataError, match=r"maps\[1\] must be finite, got 1 NaN or infinite of 1320"):
+        metrics.aupro(list(maps), masks)
     with pytest.raises(DataError, match="scores must be finite"):
         metrics.auroc(maps, masks)
 
@@ -198,7 +202,7 @@ def test_wrong_arguments_are_named() -> None:
         metrics.aupro(maps, masks[1:])
     with pytest.raises(UsageError, match=r"one shape, got \(6, 40, 33\) and \(5, 40, 33\)"):
         metrics.auroc(maps, masks[1:])
-    with pytest.raises(DataError, match=r"masks\[2\] must be binary .* binarise first"):
+    with pytest.raises(DataError, match=r"masks must be binary .* binarise first"):
         metrics.aupro(maps, masks * 0.7)
     with pytest.raises(DataError, match="labels must be binary"):
         metrics.auroc(maps, masks * 3)
