@@ -15,8 +15,10 @@ from .functional import (
     roc_curve,
 )
 from .protocol import Protocol
+from .segmentation import AUPIMO, aupimo, seg_f1
 
 __all__ = [
+    "AUPIMO",
     "AUPRO",
     "AUROC",
     "AveragePrecision",
@@ -31,6 +33,7 @@ __all__ = [
     "ROCCurve",
     "UndefinedMetricWarning",
     "add_states",
+    "aupimo",
     "aupro",
     "auroc",
     "average_precision",
@@ -38,4 +41,5 @@ __all__ = [
     "f1_max",
     "pro_curve",
     "roc_curve",
+    "seg_f1",
 ]

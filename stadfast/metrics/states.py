@@ -106,11 +106,19 @@ class Streaming:
         edges: (E,) float32, rising: count between these instead of by key. See ``refined_edges``.
     """
 
-    _NAMES = ("total", "anomalous", "overlap", "regions", "wide")
-
     def __init__(self, edges: NDArray[np.float32] | None = None) -> None:
         self.edges = edges
         self.tables: dict[str, dict[str, NDArray[Any]]] = {}
+
+    def empty_table(self) -> dict[str, NDArray[Any]]:
+        """What one group holds: all scores and anomalous ones by bin, the regions' shares, and two totals."""
+        return {
+            "total": np.zeros(self.bins, np.int64),
+            "anomalous": np.zeros(self.bins, np.int64),
+            "overlap": np.zeros(self.bins, np.float64),
+            "regions": np.zeros(1, np.int64),
+            "wide": np.zeros(1, np.int64),  # tensors that were not bfloat16, whose bins hold several values
+        }
 
     @property
     def bins(self) -> int:
@@ -120,9 +128,7 @@ class Streaming:
         self, scores: Sequence[Tensor], truths: Sequence[Tensor | None], group: str, regions: bool
     ) -> None:
         if group not in self.tables:
-            kinds = (np.int64, np.int64, np.float64)
-            table = {n: np.zeros(self.bins, k) for n, k in zip(self._NAMES, kinds, strict=False)}
-            self.tables[group] = {**table, "regions": np.zeros(1, np.int64), "wide": np.zeros(1, np.int64)}
+            self.tables[group] = self.empty_table()
         table = self.tables[group]
         for some, truth in _chunks(scores, truths):
             some = [s if s.dtype == torch.bfloat16 else s.to(torch.float32) for s in common_dtype(some)]
@@ -137,7 +143,7 @@ class Streaming:
     def counts(self) -> dict[str, Counts]:
         """By group, in the same slots: the bins that any group has counted in."""
         used = self.used_bins()
-        thresholds = self._thresholds()[used][::-1]
+        thresholds = self._thresholds(used)[::-1]
         return {
             group: Counts(
                 thresholds,
@@ -157,17 +163,17 @@ class Streaming:
     @property
     def state(self) -> dict[str, Any]:
         """Arrays, which add up by summing: (bins,) int64 and float64, and (1,) int64."""
-        return {f"{group}/{n}": table[n] for group, table in self.tables.items() for n in self._NAMES}
+        return {f"{group}/{n}": array for group, table in self.tables.items() for n, array in table.items()}
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
         self.tables = {}
         for key, value in state.items():
             group, name = key.rsplit("/", 1)
-            array = np.array(value)
-            if name in self._NAMES[:3] and array.shape != (self.bins,):
-                raise UsageError(f"state {key!r} must have shape ({self.bins},), got {array.shape}")
-            self.tables.setdefault(group, {})[name] = array
+            table, array = self.tables.setdefault(group, self.empty_table()), np.array(value)
+            if name not in table or table[name].shape != array.shape:
+                raise UsageError(f"state {key!r} of shape {array.shape} is not one of {self.bins} bins")
+            table[name] = array
 
     def _histogram(self, scores: list[Tensor]) -> NDArray[np.int64]:
         if self.edges is None:
@@ -181,9 +187,10 @@ class Streaming:
             return ops.bin_keys(torch.from_numpy(scores)).numpy()
         return np.searchsorted(self.edges, scores, side="right")
 
-    def _thresholds(self) -> NDArray[np.float64]:
+    def _thresholds(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The largest float below each bin."""
         lowest = ops.bin_edges(torch.float32).numpy() if self.edges is None else np.r_[-np.inf, self.edges]
-        return np.nextafter(lowest, -np.inf, dtype=np.float32).astype(np.float64)
+        return np.nextafter(lowest[bins], -np.inf, dtype=np.float32).astype(np.float64)
 
 
 def _ranked(

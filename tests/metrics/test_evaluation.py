@@ -105,3 +105,38 @@ def test_contradictions_and_wrong_lengths_are_named(scored) -> None:
         metrics.evaluate(maps, masks, image_scores=[1.0])
     with pytest.raises(UsageError, match="needs masks or labels"):
         metrics.evaluate(maps, None)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_batches_merge_to_the_whole(scored, exact: bool) -> None:
+    maps, masks = scored
+    whole = metrics.evaluate(maps, masks, types=TYPES, exact=exact)
+    parts = [
+        metrics.Evaluation(exact=exact).update(maps[i : i + 3], masks[i : i + 3], types=TYPES[i : i + 3])
+        for i in range(0, 8, 3)
+    ]
+    merged = metrics.Evaluation(exact=exact).merge(*parts).compute()
+    assert flat(merged) == pytest.approx(flat(whole), abs=1e-14, nan_ok=True)
+    with pytest.raises(UsageError, match="different protocols"):
+        parts[0].merge(metrics.Evaluation(exact=exact, smoothing=2))
+
+
+def test_streaming_is_within_the_bounds_beside_it(scored) -> None:
+    maps, masks = scored
+    exact, streaming = (metrics.evaluate(maps, masks, types=TYPES, exact=e) for e in (True, False))
+    assert "bounds" not in exact
+    for part in ("pixel", "aupro"):
+        for name, bound in streaming["bounds"][part].items():
+            assert abs(streaming[part][name] - exact[part][name]) <= bound + 1e-12
+            assert 0 < bound < 0.02
+    assert streaming["image"] == exact["image"]
+
+
+def flat(result: dict, prefix: str = "") -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for key, value in result.items():
+        if isinstance(value, dict):
+            numbers |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (int, float)):
+            numbers[prefix + key] = value
+    return numbers

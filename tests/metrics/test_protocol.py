@@ -1,0 +1,86 @@
+"""The protocol's switches change the figures as they say, and are recorded."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+
+from stadfast import metrics
+from stadfast.errors import DataError, UsageError
+
+from .cases import draw
+
+
+def test_the_default_is_recorded() -> None:
+    maps, masks = draw(0, "random")
+    protocol = json.loads(json.dumps(metrics.evaluate(maps, masks)["protocol"]))
+    assert protocol == {
+        "connectivity": 8,
+        "limits": [0.3, 0.05],
+        "mask_threshold": None,
+        "resize": None,
+        "smoothing": 0.0,
+        "images": "all",
+        "image_score": "maximum of the map",
+        "exact": True,
+    }
+
+
+def test_masks_of_grey_values_need_a_threshold() -> None:
+    maps, masks = draw(1, "random")
+    grey = np.where(masks, 0.6, 0.1)
+    with pytest.raises(DataError, match="binarise first"):
+        metrics.evaluate(maps, grey)
+    result = metrics.evaluate(maps, grey, mask_threshold=0.5)
+    assert result["aupro"]["0.3"] == metrics.aupro(maps, masks)
+    assert result["protocol"]["mask_threshold"] == 0.5
+
+
+def test_smoothing_blurs_the_maps() -> None:
+    maps, masks = draw(2, "random")
+    blurred = np.stack([gaussian_filter(image, 1.5) for image in maps])
+    result = metrics.evaluate(maps, masks, smoothing=1.5)
+    assert result["aupro"]["0.3"] == metrics.aupro(blurred, masks)
+    assert result["image"]["auroc"] == metrics.auroc(blurred.max((1, 2)), masks.any((1, 2)))
+
+
+def test_resizing() -> None:
+    maps, masks = draw(3, "random")
+    small = F.interpolate(torch.from_numpy(maps)[:, None], (20, 16), mode="bilinear")
+    to_masks = F.interpolate(small, masks.shape[1:], mode="bilinear")
+    assert metrics.evaluate(small, masks, resize="maps")["aupro"]["0.3"] == metrics.aupro(to_masks, masks)
+    grey = F.interpolate(torch.from_numpy(masks).float()[:, None], (20, 16), mode="bilinear")
+    for threshold in (None, 0.0):
+        wanted = metrics.aupro(small, grey > (threshold or 0.0 if threshold is not None else 0.5))
+        got = metrics.evaluate(small, masks, resize="masks", mask_threshold=threshold)
+        assert got["aupro"]["0.3"] == wanted
+    fixed = metrics.evaluate(maps, [m if m.any() else None for m in masks], resize=(20, 16))
+    assert fixed["aupro"]["0.3"] == metrics.aupro(small, grey > 0.5)
+    assert fixed["protocol"]["resize"] == [20, 16]
+    with pytest.raises(UsageError, match=r"masks\[0\] is None: resize='maps' needs its size"):
+        metrics.evaluate(maps, [None, *masks[1:]], resize="maps")
+
+
+def test_pixels_of_anomalous_images_only() -> None:
+    maps, masks = draw(4, "random")
+    result = metrics.evaluate(maps, masks, images="anomalous")
+    assert result["pixel"]["auroc"] == metrics.auroc(maps[2:], masks[2:])
+    assert result["image"]["auroc"] == metrics.auroc(maps.max((1, 2)), masks.any((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("switch", "message"),
+    [
+        ({"resize": "both"}, "resize must be"),
+        ({"smoothing": -1}, "smoothing"),
+        ({"images": "bad"}, "images must"),
+    ],
+)
+def test_unknown_switches_are_named(switch: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        metrics.Evaluation(**switch)
