@@ -59,6 +59,8 @@ __device__ __forceinline__ void store(T* to, const Pack<T, kCount>& pack) {
   *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
 }
 
+constexpr int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
 struct Quotient {
   int64_t quotient, remainder;
 };

@@ -23,8 +23,6 @@ inline cudaStream_t current_stream(const Tensor& on) {
   return static_cast<cudaStream_t>(stream);
 }
 
-constexpr int64_t divide_up(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
 // Kernels loop over what lies beyond the largest grid.
 inline unsigned grid_size(int64_t blocks) { return unsigned(std::min<int64_t>(blocks, INT32_MAX)); }
 

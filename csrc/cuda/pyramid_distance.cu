@@ -1,56 +1,14 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../dispatch.h"
-#include "distance_kernel.cuh"
+#include "distance_levels.cuh"
 #include "launch.cuh"
 
 namespace stadfast::cuda {
 namespace {
 
-// Whether images and pixels (channels_last) of T start at multiples of 16 bytes and hold whole vectors.
-template <class T>
-bool takes_vectors(const void* data, int64_t channels, int64_t batch_stride, int64_t pixel_stride) {
-  constexpr int64_t n = kVector<T>;
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && channels % n == 0 && batch_stride % n == 0 &&
-         pixel_stride % n == 0;
-}
-
-// The smallest power of two of lanes that covers `packs`, at most a warp; as its logarithm.
-int lane_shift(int64_t packs) {
-  int shift = 0;
-  while (shift < 5 && (int64_t(1) << shift) < packs) ++shift;
-  return shift;
-}
-
-constexpr int64_t kManyChannels = 256;  // planar: from here on fewer pixels and more slices to a block
-
-template <class T, class A>
-DistanceLevel<T, A> describe(const Pair& pair, void* map, const Tensor* gradient) {
-  const Layout &s = pair.s, &t = pair.t;
-  const bool last = s.channels_last();
-  DistanceLevel<T, A> level{};
-  level.student = static_cast<const T*>(pair.student.const_data_ptr());
-  level.teacher = static_cast<const T*>(pair.teacher.const_data_ptr());
-  level.map = static_cast<A*>(map);
-  level.student_batch = s.batch_stride, level.teacher_batch = t.batch_stride;
-  level.student_inner = last ? s.pixel_stride : s.channel_stride;
-  level.teacher_inner = last ? t.pixel_stride : t.channel_stride;
-  level.pixels = s.pixels();
-  level.channels = int32_t(s.channels);
-  bool vectors = takes_vectors<T>(level.student, s.channels, s.batch_stride, s.pixel_stride) &&
-                 takes_vectors<T>(level.teacher, s.channels, t.batch_stride, t.pixel_stride);
-  if (gradient != nullptr) {
-    Layout g;
-    find_layout(*gradient, &g);
-    level.gradient = static_cast<T*>(gradient->mutable_data_ptr());
-    level.gradient_batch = g.batch_stride;
-    level.gradient_inner = last ? g.pixel_stride : g.channel_stride;
-    vectors = vectors && takes_vectors<T>(level.gradient, s.channels, g.batch_stride, g.pixel_stride);
-  }
-  level.access = !last ? Access::kPlanar : vectors ? Access::kVectors : Access::kScalars;
-  level.shift = !last ? (s.channels < kManyChannels ? 5 : 4)
-                      : lane_shift(vectors ? s.channels / kVector<T> : s.channels);
-  return level;
+View view(const void* data, const Layout& layout, bool channels_last) {
+  return {data, layout.batch_stride, channels_last ? layout.pixel_stride : layout.channel_stride};
 }
 
 // gradients: none for the distance; else the student's, and `maps` are the gradients that arrive.
@@ -62,11 +20,16 @@ void launch(const std::vector<Pair>& pairs, const std::vector<void*>& maps, cons
   all.images = pairs[0].s.batch;
   all.eps = A(eps);
   for (size_t l = 0; l < pairs.size(); ++l) {
-    DistanceLevel<T, A>& level = all.level[l];
-    level = describe<T, A>(pairs[l], maps[l], gradients.empty() ? nullptr : &gradients[l]);
-    const int64_t tile = level.access == Access::kPlanar ? 1 << level.shift : kThreads >> level.shift;
-    all.tiles += divide_up(all.images * level.pixels, tile);
-    level.end_tile = all.tiles;
+    const Pair& pair = pairs[l];
+    const bool last = pair.s.channels_last();
+    View gradient{};
+    if (!gradients.empty()) {
+      Layout layout;
+      find_layout(gradients[l], &layout);
+      gradient = view(gradients[l].mutable_data_ptr(), layout, last);
+    }
+    add_level(&all, int(l), last, pair.s.channels, pair.s.pixels(), view(pair.student.const_data_ptr(), pair.s, last),
+              view(pair.teacher.const_data_ptr(), pair.t, last), gradient, maps[l]);
   }
   if (all.tiles == 0) return;
   const cudaStream_t stream = current_stream(pairs[0].student);
