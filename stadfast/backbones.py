@@ -195,9 +195,10 @@ def _build_vgg(name: str) -> dict[str, nn.Module]:
 
 
 def _build_lite(name: str) -> dict[str, nn.Module]:
-    from ._efficientnet_lite import efficientnet_lite0
+    import timm
 
-    return dict(efficientnet_lite0().named_children())
+    children = dict(timm.create_model("tf_efficientnet_lite0", pretrained=False).named_children())
+    return {key: children[key] for key in ("conv_stem", "bn1", "blocks", "conv_head", "bn2", "classifier")}
 
 
 def _vgg_steps(pools: Sequence[int]) -> tuple[Step, ...]:
@@ -217,7 +218,7 @@ _RESNET = _Family(
 _VGG16 = _Family(_build_vgg, _vgg_steps((4, 9, 16, 23, 30)), ("pool2", "pool3", "pool4"), _IMAGENET)
 _LITE0 = _Family(
     _build_lite,
-    (("stem", ("conv_stem", "bn1", "act")), *((f"blocks.{i}", (f"blocks.{i}",)) for i in range(7))),
+    (("stem", ("conv_stem", "bn1")), *((f"blocks.{i}", (f"blocks.{i}",)) for i in range(7))),
     ("blocks.1", "blocks.2", "blocks.4"),
     _HALF,
 )

@@ -20,7 +20,7 @@ from .checkpoint import TrainingState, read_checkpoint, write_checkpoint
 
 logger = logging.getLogger("stadfast")
 
-_CHECKPOINT_INTERVAL_S = 5.0
+_CHECKPOINT_OVERHEAD = 0.05  # share of the time that may go into writing checkpoints
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TrainingOptions:
         batch_size: images per step; the last batch of an epoch may be smaller.
         seed: of the order of the images, epoch by epoch.
         patience: stop after so many epochs without a better validation value; None: never.
-        checkpoint: file that holds the state at the end of an epoch (written at most every 5 s); None: none.
+        checkpoint: file that holds the state at the end of an epoch (as often as 5 % of the time allows); None: none.
         resume: continue from the checkpoint if it is there.
         identity: what a checkpoint must agree with to be continued (arguments, data).
         callbacks: called with each EpochRecord.
@@ -99,16 +99,18 @@ def train(trainee: Trainee, options: TrainingOptions) -> list[EpochRecord]:
     """
     state = _starting_state(trainee, options)
     steps = math.ceil(len(trainee) / options.batch_size)
-    written = time.monotonic()
+    written, cost = time.monotonic(), 0.0
     with progress("training", options.epochs * steps, done=len(state.history) * steps, show=options.show_progress) as job:
         while len(state.history) < options.epochs and not _exhausted(state, options.patience):
             record = _run_epoch(trainee, len(state.history) + 1, options, job)
             state.history.append(asdict(record))
             if record.validation is not None and (state.best is None or record.validation < state.best_value):
                 state.best_value, state.best = record.validation, _copy(trainee.module)
-            if options.checkpoint and time.monotonic() - written >= _CHECKPOINT_INTERVAL_S:
+            if options.checkpoint and time.monotonic() - written >= cost / _CHECKPOINT_OVERHEAD:
+                begun = time.monotonic()
                 write_checkpoint(options.checkpoint, trainee, state, options.identity)
                 written = time.monotonic()
+                cost = written - begun
             for callback in options.callbacks:
                 callback(record)
     if options.checkpoint:

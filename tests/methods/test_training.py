@@ -93,7 +93,7 @@ def stop_at(epoch: int) -> Any:
 
 @pytest.fixture
 def eager_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stadfast.methods.training._CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("stadfast.methods.training._CHECKPOINT_OVERHEAD", float("inf"))
 
 
 @pytest.mark.usefixtures("eager_checkpoints")
