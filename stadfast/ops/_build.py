@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -20,7 +21,9 @@ LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
 _COMMON = ["-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 _CXX = [*_COMMON, "-fopenmp-simd", "-fvisibility=hidden"]
 _NVCC = [*_COMMON, "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"]
-_DEFAULT_CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0+PTX"  # where neither a GPU nor TORCH_CUDA_ARCH_LIST says more
+_DEFAULT_CUDA_ARCHITECTURES = (
+    "7.5;8.0;8.6;8.9;9.0+PTX"  # where neither a GPU nor TORCH_CUDA_ARCH_LIST says more
+)
 
 
 def source_folder() -> Path:
@@ -78,8 +81,14 @@ def cuda_home() -> Path | None:
 def _cpp_extension(device: str) -> Any:
     """torch.utils.cpp_extension, pointed at the toolkit where CUDA is to be compiled."""
     import torch
-    from torch.utils import cpp_extension
 
+    log = logging.getLogger("torch.utils.cpp_extension")
+    level = log.level
+    log.setLevel(logging.ERROR)  # without a GPU, the import warns of the toolkit that it found
+    try:
+        from torch.utils import cpp_extension
+    finally:
+        log.setLevel(level)
     if device == "cuda":
         home = cuda_home()
         if home is None:
