@@ -64,7 +64,7 @@ def cxx_compiler() -> str | None:
 def cuda_home() -> Path | None:
     """A CUDA toolkit with nvcc and headers.
 
-    ``nvcc`` on the path may be a wrapper script far away from the headers, so a folder counts only if it has both.
+    ``nvcc`` on the path may be a wrapper script far from the headers: a folder counts only if it has both.
     """
     named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     nvcc = shutil.which("nvcc")
