@@ -68,7 +68,7 @@ def evaluate_detector(
         for files, out in detector.stream(list(samples), batch_size=batch_size, skip_broken=skip_broken):
             for index, path in enumerate(files):
                 sample, plane = by_path[Path(str(path))], out.anomaly_map[index, 0]
-                mask = None if sample.mask is None else _resized(read_mask(sample.mask), plane.shape)
+                mask = None if sample.mask is None else _resized(_mask_of(sample), plane.shape)
                 value = float(out.pred_score[index])
                 records.append(Record(sample.image, sample.label or 0, sample.defect, value, plane, mask))
             job.advance(len(files))
@@ -120,6 +120,21 @@ def print_figures(figures: dict[str, Any], title: str) -> None:
     )
     for note in figures["notes"]:
         console.print(f"note: {printable(note)}")
+
+
+def _mask_of(sample: Sample) -> Tensor:
+    from PIL import Image
+
+    assert sample.mask is not None
+    mask = read_mask(sample.mask)
+    with Image.open(sample.image) as image:  # the header only; EXIF may have turned the picture
+        width, height = image.size
+    if tuple(mask.shape) not in ((height, width), (width, height)):
+        rows, columns = mask.shape
+        raise DataError(
+            f"{sample.mask} is {rows} x {columns}, but its image {sample.image} is {height} x {width}"
+        )
+    return mask
 
 
 def _resized(mask: Tensor, size: Sequence[int]) -> Tensor:
