@@ -75,7 +75,7 @@ def contender(name: str, maps: np.ndarray, masks: np.ndarray) -> Callable[[], fl
         return lambda: auroc_aupr_aupro(maps, bytes_)[2]
     from anomalib.metrics.aupro import _AUPRO
 
-    scores, targets = torch.from_numpy(maps)[:, None], torch.from_numpy(masks)[:, None].int()
+    scores, targets = torch.from_numpy(maps), torch.from_numpy(masks).int()
 
     def anomalib() -> float:
         metric = _AUPRO(fpr_limit=LIMIT)
