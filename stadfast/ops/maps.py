@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ def pyramid_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], *, ep
     """
     student, teacher = list(student), list(teacher)
     _check_pyramids(student, teacher)
-    return _kernel("pyramid_distance", student[0])(student, teacher, eps)
+    return _kernel("pyramid_distance", student[0])(_unshared(student), _unshared(teacher), eps)
 
 
 def anomaly_map(
@@ -85,7 +86,7 @@ def anomaly_map(
     rest = _combination(len(student), size, grid, groups, weights, combine)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (*student, *teacher)):
         return reference.anomaly_map(student, teacher, *rest, eps)  # the fused kernel has no backward
-    return _kernel("anomaly_map", student[0])(student, teacher, *rest, eps)
+    return _kernel("anomaly_map", student[0])(_unshared(student), _unshared(teacher), *rest, eps)
 
 
 def upsample_combine(
@@ -113,12 +114,25 @@ def upsample_combine(
     rest = _combination(len(maps), size, grid, groups, weights, combine)
     if torch.is_grad_enabled() and any(m.requires_grad for m in maps):
         return reference.upsample_combine(maps, *rest)
-    return _kernel("upsample_combine", maps[0])(maps, *rest)
+    return _kernel("upsample_combine", maps[0])(_unshared(maps), *rest)
 
 
 def _kernel(name: str, tensor: Tensor) -> Any:
     compiled = _library.has_kernel(tensor.device.type)
     return getattr(torch.ops.stadfast if compiled else reference, name)
+
+
+def _unshared(levels: list[Tensor]) -> list[Tensor]:
+    """Under tracing, a list that no other call in the graph has; otherwise the list itself.
+
+    TorchScript merges equal lists of a graph into one, but torch (2.11 to 2.15 at least) moves the tensors out of a
+    list that it hands to an operator of the stable ABI, so that a second operator would find it emptied. A slice
+    that keeps everything, with an end of its own, makes the list unlike all others.
+    """
+    if not torch.jit.is_tracing():
+        return levels
+    position = sum(1 for _ in torch._C._get_tracing_state().graph().nodes())
+    return [levels[0][: sys.maxsize - position], *levels[1:]]
 
 
 def _combination(
