@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from ..errors import DataError, UsageError
 from . import counts as _counts
-from ._inputs import as_binary, as_scores, check_limit, match_masks, split_images
+from ._inputs import any_set, as_binary, as_scores, check_limit, largest, match_masks, split_images
 from .classes import add_states
 from .counts import NOTHING, Counts
 from .protocol import Protocol
@@ -223,7 +223,7 @@ def _image_counts(scores: Mapping[str, list[float]]) -> dict[str, Counts]:
 
 
 def _image_labels(labels: Any, masks: Sequence[Tensor | None], no_masks: bool) -> list[bool]:
-    filled = [mask is not None and bool(mask.any()) for mask in masks]
+    filled = [mask is not None and any_set(mask) for mask in masks]
     if labels is None:
         if no_masks:
             raise UsageError("evaluate needs masks or labels, got neither")
@@ -239,7 +239,7 @@ def _image_labels(labels: Any, masks: Sequence[Tensor | None], no_masks: bool) -
 
 def _image_scores(image_scores: Any, maps: Sequence[Tensor]) -> list[float]:
     if image_scores is None:
-        return [image.max().item() for image in maps]
+        return [largest(image) for image in maps]
     scores = as_scores(image_scores, "image_scores").flatten().tolist()
     if len(scores) != len(maps):
         raise UsageError(f"image_scores must be one per map, {len(maps)}, got {len(scores)}")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UsageError
-from ._inputs import paired_images
+from ._inputs import any_set, paired_images
 from .functional import UndefinedMetricWarning
 
 
@@ -83,7 +83,7 @@ def aupimo(maps: Any, masks: Any, limits: tuple[float, float] = (1e-5, 1e-4)) ->
     if not 0.0 < low < high <= 1.0:
         raise UsageError(f"limits must be 0 < low < high <= 1, got {limits}")
     images, truths = paired_images(maps, masks)
-    marked = [mask if mask is not None and bool(mask.any()) else None for mask in truths]
+    marked = [mask if mask is not None and any_set(mask) else None for mask in truths]
     normal = [image for image, mask in zip(images, marked, strict=True) if mask is None]
     values = np.full(len(images), np.nan)
     rate, thresholds = _shared_rate(normal, high)

@@ -6,6 +6,7 @@ Both hold scores in named groups (of images), so that one pass gives a data set'
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..errors import UsageError
 from ._inputs import common_dtype
 from .counts import Counts
 
-_CHUNK = 1 << 20  # pixels, about, that one streaming step looks at
+_CHUNK = 1 << 20  # pixels, about, whose anomalous scores a streaming update holds at a time
 
 
 class Anomalous(NamedTuple):
@@ -130,15 +131,17 @@ class Streaming:
         if group not in self.tables:
             self.tables[group] = self.empty_table()
         table = self.tables[group]
+        if not scores:
+            return
+        scores = [s if s.dtype == torch.bfloat16 else s.to(torch.float32) for s in common_dtype(scores)]
+        table["total"] += self._histogram(scores)
+        table["wide"] += sum(s.dtype != torch.bfloat16 for s in scores)
         for some, truth in _chunks(scores, truths):
-            some = [s if s.dtype == torch.bfloat16 else s.to(torch.float32) for s in common_dtype(some)]
             found = find_anomalous(some, truth, regions)
-            table["total"] += self._histogram(some)
             bins = self._bins(found.scores)
             table["anomalous"] += np.bincount(bins, minlength=self.bins)
             table["overlap"] += np.bincount(bins, weights=found.share, minlength=self.bins)
             table["regions"] += found.regions
-            table["wide"] += sum(s.dtype != torch.bfloat16 for s in some)
 
     def counts(self) -> dict[str, Counts]:
         """By group, in the same slots: the bins that any group has counted in."""
@@ -189,7 +192,7 @@ class Streaming:
 
     def _thresholds(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
         """The largest float below each bin."""
-        lowest = ops.bin_edges(torch.float32).numpy() if self.edges is None else np.r_[-np.inf, self.edges]
+        lowest = _lowest_of_bins() if self.edges is None else np.r_[-np.inf, self.edges]
         return np.nextafter(lowest[bins], -np.inf, dtype=np.float32).astype(np.float64)
 
 
@@ -223,6 +226,11 @@ def _chunks(
         if held >= _CHUNK or i + 1 == len(scores):
             yield list(scores[begin : i + 1]), list(truths[begin : i + 1])
             begin, held = i + 1, 0
+
+
+@cache
+def _lowest_of_bins() -> NDArray[np.float32]:
+    return ops.bin_edges(torch.float32).numpy()
 
 
 def _numpy(values: Tensor) -> NDArray[Any]:
