@@ -2,6 +2,7 @@
 
 from .classes import AUPRO, AUROC, AveragePrecision, Estimate, F1Estimate, F1Max, Metric, add_states
 from .evaluation import Evaluation, evaluate
+from .folders import evaluate_folders
 from .functional import (
     F1Score,
     PROCurve,
@@ -38,6 +39,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "evaluate",
+    "evaluate_folders",
     "f1_max",
     "pro_curve",
     "roc_curve",
