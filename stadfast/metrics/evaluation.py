@@ -59,9 +59,7 @@ def evaluate(
         DataError: a score is NaN or infinite, a mask or the labels are not binary, or a normal image has a
             mask that is not empty.
     """
-    evaluation = Evaluation(limits, exact=exact, **protocol)
-    if exact:
-        evaluation._pixels = Exact(copy=False)
+    evaluation = Evaluation(limits, exact=exact, copy=False, **protocol)
     return evaluation.update(maps, masks, labels, image_scores, types).compute()
 
 
@@ -69,19 +67,29 @@ class Evaluation:
     """``evaluate`` for a data set that comes in batches; mergeable, as the metrics are.
 
     Args:
-        limits, exact, protocol: as ``evaluate``.
+        limits: false positive rates to integrate the per-region overlap to.
+        exact: keep all maps until ``compute``; False: count in constant memory, with bounds.
+        copy: keep copies of the maps, so that the caller may write to the arrays again.
+        protocol: ``mask_threshold``, ``resize``, ``smoothing``, ``images``: see ``Protocol``.
     """
 
-    def __init__(self, limits: Sequence[float] = (0.3, 0.05), *, exact: bool = True, **protocol: Any) -> None:
+    def __init__(
+        self,
+        limits: Sequence[float] = (0.3, 0.05),
+        *,
+        exact: bool = True,
+        copy: bool = True,
+        **protocol: Any,
+    ) -> None:
         for limit in limits:
             check_limit(limit)
         self.protocol = Protocol(tuple(limits), **protocol)
-        self.exact = exact
+        self.exact, self.copy = exact, copy
         self.reset()
 
     def reset(self) -> Self:
         """Forget everything."""
-        self._pixels: Exact | Streaming = Exact() if self.exact else Streaming()
+        self._pixels: Exact | Streaming = Exact(self.copy) if self.exact else Streaming()
         self._images: dict[str, list[float]] = {}  # scores by group
         self._unknown = 0
         self._given_scores = False

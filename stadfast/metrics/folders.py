@@ -61,7 +61,7 @@ def evaluate_folders(
         raise DataError(
             f"{masks[orphans[0]]}: no map in {maps_dir} belongs to this mask, nor to {len(orphans) - 1} more"
         )
-    evaluation = Evaluation(exact=exact, **options)
+    evaluation = Evaluation(exact=exact, copy=False, **options)
     resized = evaluation.protocol.resize is not None
     for key, path in track(sorted(maps.items()), "evaluating", show=progress):
         kind = key[0]
