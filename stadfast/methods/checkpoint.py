@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..errors import BundleError
 from .bundle import read_tensors, write_tensors
@@ -75,6 +77,7 @@ def read_checkpoint(path: Path, trainee: Trainee, identity: Mapping[str, Any]) -
     try:
         trainee.module.load_state_dict(_part(tensors, "module."))
         trainee.optimizer.load_state_dict(_optimizer_state(tensors, header["optimizer"]))
+        _lay_out_as_parameters(trainee.optimizer)
         best = _part(tensors, "best.") or None
         best_value = header["best_value"]
         return TrainingState(list(header["history"]), float("inf") if best_value is None else best_value, best)
@@ -93,6 +96,14 @@ def _optimizer_state(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -
         state.setdefault(int(index), {})[key] = tensor
     groups = [{k: _as_tuple(v) for k, v in group.items()} for group in header["param_groups"]]
     return {"state": state, "param_groups": groups}
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Files hold contiguous tensors; fused optimisers expect the (channels_last) strides of the parameters."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _as_tuple(value: Any) -> Any:
