@@ -1,6 +1,6 @@
 """AUPRO and its company: exact and streaming, against anomalib's exact AUPRO and adeval's binned one.
 
-    python benchmarks/metrics.py [--quick]
+    python benchmarks/metrics.py [--quick] [--device cpu|cuda]
 
 Needs the extra ``bench``. Contenders, each given the same maps and masks in memory:
 
@@ -8,10 +8,12 @@ Needs the extra ``bench``. Contenders, each given the same maps and masks in mem
 * ``stadfast evaluate``: everything that ``metrics.evaluate`` gives, exact
 * ``stadfast streaming``: ``metrics.AUPRO(exact=False)``, one update and compute
 * ``anomalib``: ``AUPRO``'s update and compute, exact
-* ``adeval``: ``auroc_aupr_aupro``, 1000 bins between the lowest and the highest score: AUROC, AP and AUPRO
+* ``adeval``: ``auroc_aupr_aupro`` (on a GPU its CUDA form): AUROC, AP and AUPRO by 1000 bins between the lowest
+  and the highest score
 
 ``agreement`` compares all with the definition, by sorting in float64; ``memory`` is the growth of a process's
-peak beyond what it held with the inputs loaded; ``long`` streams two billion pixels.
+peak beyond what it held with the inputs loaded; ``long`` streams two billion pixels; ``labelling`` (on a GPU)
+compares ``ops.label_regions`` with a copy of as many bytes as it has to move, one a pixel in and four out.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 from common import interleave, print_table, ratio, write_result
 
-from stadfast import metrics
+from stadfast import metrics, ops
 
 SIZES = {"100 x 256 x 256": (100, 256), "60 x 700 x 700": (60, 700), "60 x 1024 x 1024": (60, 1024)}
 CONTENDERS = ("stadfast", "stadfast evaluate", "stadfast streaming", "anomalib", "adeval")
@@ -58,8 +60,10 @@ def draw(count: int, side: int, kind: str = "linear") -> tuple[np.ndarray, np.nd
     return maps.astype(np.float32), masks
 
 
-def contender(name: str, maps: np.ndarray, masks: np.ndarray) -> Callable[[], float]:
-    """A function that gives the AUPRO of these maps."""
+def contender(name: str, maps: Any, masks: Any, device: str = "cpu") -> Callable[[], float]:
+    """A function that gives the AUPRO of these maps, which lie on the device before the clock starts."""
+    if device != "cpu":
+        maps, masks = torch.from_numpy(maps).to(device), torch.from_numpy(masks).to(device)
     if name == "stadfast":
         return lambda: metrics.aupro(maps, masks, LIMIT)
     if name == "stadfast evaluate":
@@ -69,16 +73,19 @@ def contender(name: str, maps: np.ndarray, masks: np.ndarray) -> Callable[[], fl
     if name == "adeval":
         if not hasattr(np, "trapz"):
             np.trapz = np.trapezoid  # adeval 1.1 was written for NumPy 1
-        from adeval import auroc_aupr_aupro
+        import adeval
 
+        if device != "cpu":
+            labels = masks.to(torch.uint8)
+            return lambda: float(adeval.auroc_aupr_aupro_cuda(maps, labels)[2])
         bytes_ = masks.view(np.uint8)
-        return lambda: auroc_aupr_aupro(maps, bytes_)[2]
+        return lambda: adeval.auroc_aupr_aupro(maps, bytes_)[2]
     from anomalib.metrics.aupro import _AUPRO
 
-    scores, targets = torch.from_numpy(maps), torch.from_numpy(masks).int()
+    scores, targets = torch.as_tensor(maps), torch.as_tensor(masks).int()
 
     def anomalib() -> float:
-        metric = _AUPRO(fpr_limit=LIMIT)
+        metric = _AUPRO(fpr_limit=LIMIT).to(device)
         metric.update(scores, targets)
         return float(metric.compute())
 
@@ -103,13 +110,16 @@ def definition(maps: np.ndarray, masks: np.ndarray, limit: float = LIMIT) -> flo
     return float(np.trapezoid(y, x) / limit)
 
 
-def speed(name: str, anomalib_rounds: int) -> dict[str, Any]:
+def speed(name: str, anomalib_rounds: int, device: str) -> dict[str, Any]:
     """Our contenders and adeval in turn; then anomalib, which takes long, in turn with our exact one."""
     count, side = SIZES[name]
     maps, masks = draw(count, side)
-    functions = {c: contender(c, maps, masks) for c in CONTENDERS}
-    fast = interleave({c: f for c, f in functions.items() if c != "anomalib"}, repeats=15, warmup=1)
-    slow = interleave({c: functions[c] for c in ("stadfast", "anomalib")}, anomalib_rounds, warmup=0)
+    functions = {c: contender(c, maps, masks, device) for c in CONTENDERS}
+    sync = torch.cuda.synchronize if device != "cpu" else None
+    quick = {c: f for c, f in functions.items() if c != "anomalib"}
+    fast = interleave(quick, repeats=15, warmup=1, sync=sync)
+    pair = {c: functions[c] for c in ("stadfast", "anomalib")}
+    slow = interleave(pair, anomalib_rounds, warmup=0, sync=sync)
     timings = {**fast, "anomalib": slow["anomalib"]}
     return {
         "case": {"what": "speed", "maps": name, "in_regions": round(float(masks.mean()), 4)},
@@ -120,6 +130,20 @@ def speed(name: str, anomalib_rounds: int) -> dict[str, Any]:
             "adeval / stadfast streaming": ratio(fast["adeval"], fast["stadfast streaming"]),
             "stadfast / stadfast streaming": ratio(fast["stadfast"], fast["stadfast streaming"]),
         },
+    }
+
+
+def labelling(name: str) -> dict[str, Any]:
+    """``label_regions`` on a GPU, and a copy that reads and writes five bytes a pixel in all."""
+    masks = torch.from_numpy(draw(*SIZES[name])[1]).cuda()
+    source = torch.empty(5 * masks.numel() // 2, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    contenders = {"label_regions": lambda: ops.label_regions(masks), "copy": lambda: target.copy_(source)}
+    timings = interleave(contenders, sync=torch.cuda.synchronize)
+    return {
+        "case": {"what": "labelling", "masks": name},
+        "timings": {c: timing.summary() for c, timing in timings.items()},
+        "ratios": {"label_regions / copy": ratio(timings["label_regions"], timings["copy"])},
     }
 
 
@@ -189,6 +213,7 @@ def _status(key: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="the smallest maps only, nothing written")
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -201,19 +226,23 @@ def main() -> None:
     names = list(SIZES)[:1] if options.quick else list(SIZES)
     cases = []
     for name in names:
-        cases.append(speed(name, anomalib_rounds=3 if name == names[0] else 1))
+        cases.append(speed(name, 3 if name == names[0] else 1, options.device))
         print_table(
             [name, *CONTENDERS, *cases[-1]["ratios"]],
             [["ms", *(f"{t['median_ms']:.1f}" for t in cases[-1]["timings"].values()),
               *(f"{r['median']:.1f}" for r in cases[-1]["ratios"].values())]],
         )  # fmt: skip
-    cases += [agreement(kind) for kind in ("linear", "product", "8-bit")]
-    if not options.quick:
-        cases += [memory("60 x 700 x 700"), long()]
+    if options.device != "cpu":
+        cases += [labelling(name) for name in names]
+    else:
+        cases += [agreement(kind) for kind in ("linear", "product", "8-bit")]
+        if not options.quick:
+            cases += [memory("60 x 700 x 700"), long()]
     for case in cases[len(names) :]:
         print(json.dumps(case))
     if not options.quick:
-        print(write_result("metrics", cases, {"limit": LIMIT}))
+        name = "metrics" if options.device == "cpu" else "metrics_cuda"
+        print(write_result(name, cases, {"limit": LIMIT}, device=options.device))
 
 
 if __name__ == "__main__":

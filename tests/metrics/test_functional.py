@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,26 @@ def test_one_result_for_every_form_of_the_input() -> None:
         assert metrics.aupro(scores, truth) == pytest.approx(expected, abs=1e-14)
     half = torch.from_numpy(maps).half()
     assert metrics.aupro(half, masks) == metrics.aupro(half.double(), masks)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_gives_the_same(kind: str) -> None:
+    maps, masks = draw(9, kind)
+    on_gpu = torch.from_numpy(maps).cuda(), torch.from_numpy(masks).cuda()
+    for exact in (True, False):
+        result = metrics.evaluate(*on_gpu, exact=exact)
+        assert result == metrics.evaluate(maps, masks, exact=exact)
+    assert metrics.aupro(on_gpu[0], masks) == metrics.aupro(maps, masks)
+
+
+def test_regions_of_real_masks(shared: Path) -> None:
+    from PIL import Image
+
+    files = sorted((shared / "data/mvtec_bottle/ground_truth").rglob("*.png"))[::9]
+    masks = np.stack([np.array(Image.open(file).convert("L")) > 127 for file in files])
+    maps = np.random.default_rng(0).random(masks.shape, dtype=np.float32) + 0.3 * masks
+    assert metrics.aupro(maps, masks) == pytest.approx(oracle.aupro(maps, masks), abs=1e-10)
 
 
 def test_maps_of_several_sizes() -> None:
