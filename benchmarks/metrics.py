@@ -8,8 +8,8 @@ Needs the extra ``bench``. Contenders, each given the same maps and masks in mem
 * ``stadfast evaluate``: everything that ``metrics.evaluate`` gives, exact
 * ``stadfast streaming``: ``metrics.AUPRO(exact=False)``, one update and compute
 * ``anomalib``: ``AUPRO``'s update and compute, exact
-* ``adeval``: ``auroc_aupr_aupro`` (on a GPU its CUDA form): AUROC, AP and AUPRO by 1000 bins between the lowest
-  and the highest score
+* ``adeval``: ``auroc_aupr_aupro`` (on a GPU its CUDA form): AUROC, AP and AUPRO by 1000 bins between the
+  lowest and the highest score
 
 ``agreement`` compares all with the definition, by sorting in float64; ``memory`` is the growth of a process's
 peak beyond what it held with the inputs loaded; ``long`` streams two billion pixels; ``labelling`` (on a GPU)
