@@ -1,11 +1,13 @@
-"""Find the compiled kernels, load them, or fall back to the reference: decided once, at the first call of an op."""
+"""Find the compiled kernels, load them, or fall back to the reference; decided once, at the first call."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -20,7 +22,7 @@ from . import _build
 logger = logging.getLogger("stadfast")
 
 _PREBUILD = "pip install --no-build-isolation . (compiles ahead of time)"
-_NEED_COMPILER = f"install a C++ compiler (for example: apt install g++), or on a machine with one: {_PREBUILD}"
+_NEED_COMPILER = f"install a C++ compiler (such as: apt install g++), or on a machine with one: {_PREBUILD}"
 _NEED_TOOLKIT = "install a CUDA toolkit (pip install 'stadfast[cuda]' brings one that fits)"
 
 
@@ -29,7 +31,7 @@ class Backend:
     """Which implementation serves the ops.
 
     Attributes:
-        name: ``"cpu+cuda"``, ``"cpu"`` (compiled kernels for these devices) or ``"reference"`` (plain PyTorch).
+        name: ``"cpu+cuda"``, ``"cpu"`` (compiled kernels for these devices), ``"reference"`` (plain PyTorch).
         reason: why, in words.
         advice: how to get a better one; empty if there is none to get.
         libraries: the loaded files by device.
@@ -54,36 +56,72 @@ def _is_current(path: Path, fingerprint: str) -> bool:
     return path.is_file() and f"stadfast-fingerprint:{fingerprint}".encode() in path.read_bytes()
 
 
-def _compile_into_cache(device: str, fingerprint: str) -> Path:
-    """Compile under a lock that dies with its process; the finished file appears whole."""
-    folder = cache_folder() / fingerprint
+def _digest_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _load_cached(path: Path, fingerprint: str) -> bool:
+    """Load a library from the cache; False if there is none, or a damaged one, which is not even opened.
+
+    (The linker maps files into memory: a truncated library would end the process with a bus error.)
+    """
+    try:
+        intact = _digest_file(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return False
+    if not intact or not _is_current(path, fingerprint):
+        logger.warning("%s is damaged and will be compiled again", path)
+        return False
+    torch.ops.load_library(path)
+    return True
+
+
+def _compile_into_cache(device: str, fingerprint: str, target: Path) -> None:
+    """Compile and load, under a lock that dies with its process; the finished file appears whole."""
+    folder = target.parent
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{_build.LIBRARIES[device]}.so"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_current(target, fingerprint):  # another process was faster
-            torch.ops.load_library(target)
-            return target
+        if _load_cached(target, fingerprint):  # another process was faster
+            return
         for leftover in folder.glob(f"build-{device}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         logger.info("compiling the %s kernels into %s (once)", device, folder)
         if sys.stderr.isatty():
             print(f"stadfast: compiling the {device} kernels, once (about 20 s) ...", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix=f"build-{device}-", dir=folder) as build:
-            _build.compile_library(device, Path(build)).replace(target)
-    return target
+            built = _build.compile_library(device, Path(build))
+            digest = Path(build) / "digest"
+            digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
+            digest.replace(_digest_file(target))
+            built.replace(target)
 
 
 def _load_library(device: str) -> Path:
-    """The compiled library for ``device``: shipped, cached, or compiled now; raises with the reason if none can be."""
+    """The library for ``device``: shipped, cached, or compiled now; raises with the reason if none can be."""
     fingerprint = _build.fingerprint()
     name = f"{_build.LIBRARIES[device]}.so"
     shipped = Path(__file__).resolve().parent.parent / name
-    for path in (shipped, cache_folder() / fingerprint / name):
-        if _is_current(path, fingerprint):
-            torch.ops.load_library(path)
-            return path
-    return _compile_into_cache(device, fingerprint)
+    if _is_current(shipped, fingerprint):
+        torch.ops.load_library(shipped)
+        return shipped
+    target = cache_folder() / fingerprint / name
+    if not _load_cached(target, fingerprint):
+        _compile_into_cache(device, fingerprint, target)
+    return target
+
+
+# What a compiler that is missing, broken or of no use comes to.
+_FAILURES = (OSError, RuntimeError, ImportError, subprocess.SubprocessError)
+
+
+def _fall_back(message: str, error: Exception, reason: str, advice: str) -> None:
+    """One warning, at the line that called into stadfast."""
+    logger.info("no compiled kernels", exc_info=error)
+    package, frame, level = f"{Path(__file__).resolve().parents[1]}{os.sep}", sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"{message}; {reason}. {advice}", stacklevel=level)
 
 
 def _first_line(error: Exception) -> str:
@@ -95,10 +133,9 @@ def _find_backend() -> Backend:
         return Backend("reference", "STADFAST_BACKEND=reference asks for it", "unset STADFAST_BACKEND")
     try:
         libraries = {"cpu": _load_library("cpu")}
-    except (OSError, RuntimeError) as error:
-        logger.info("compiling the kernels failed", exc_info=True)
+    except _FAILURES as error:
         reason = f"the compiled kernels are not available: {_first_line(error)}"
-        warnings.warn(f"stadfast runs on plain PyTorch, slower; {reason}. {_NEED_COMPILER}", stacklevel=5)
+        _fall_back("stadfast runs on plain PyTorch, slower", error, reason, _NEED_COMPILER)
         return Backend("reference", reason, _NEED_COMPILER)
     from . import _registration  # noqa: F401  (fake kernels and autograd need the schemas just loaded)
 
@@ -106,10 +143,9 @@ def _find_backend() -> Backend:
         return Backend("cpu", "compiled kernels; torch sees no GPU", "", libraries)
     try:
         libraries["cuda"] = _load_library("cuda")
-    except (OSError, RuntimeError) as error:
-        logger.info("compiling the CUDA kernels failed", exc_info=True)
+    except _FAILURES as error:
         reason = f"no CUDA kernels: {_first_line(error)}"
-        warnings.warn(f"stadfast runs on plain PyTorch on the GPU; {reason}. {_NEED_TOOLKIT}", stacklevel=5)
+        _fall_back("stadfast runs on plain PyTorch on the GPU", error, reason, _NEED_TOOLKIT)
         return Backend("cpu", reason, _NEED_TOOLKIT, libraries)
     return Backend("cpu+cuda", "compiled kernels", "", libraries)
 
@@ -128,7 +164,10 @@ def backend() -> Backend:
     return _backend
 
 
-@torch.compiler.assume_constant_result
 def has_kernel(device: str) -> bool:
     """Whether compiled kernels serve tensors on ``device`` (a device type such as ``"cpu"``)."""
     return device in backend().libraries
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler (over a second).
+has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]

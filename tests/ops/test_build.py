@@ -1,0 +1,99 @@
+"""What the compiled library is linked to: the stable ABI of torch, and neither its C++ classes nor Python."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from stadfast import ops
+from stadfast.ops import _build
+
+# C functions that torch promises to keep, the C and C++ run-time libraries, and the linker's own.
+ALLOWED = re.compile(
+    r"(aoti_torch_|torch_)\w+|std::.*|operator (new|delete).*|(vtable|typeinfo|VTT) for (std|__cxxabiv1)::.*|"
+    r"_ITM_\w+|__gmon_start__|[a-zA-Z_]\w*@(GLIBC|GCC|CXXABI|GLIBCXX)_.*"
+)
+
+
+def undefined_symbols(path: Path, dynamic: bool = True) -> list[str]:
+    command = ["nm", "--undefined-only", "--demangle", *(["-D"] if dynamic else []), str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line.split(maxsplit=1)[1] for line in lines if line.split()[0] in "Uwv"]
+
+
+@pytest.fixture
+def library() -> Path:
+    if "cpu" not in ops.backend().libraries:
+        pytest.skip(f"no compiled kernels: {ops.backend().reason}")
+    if shutil.which("nm") is None or shutil.which("readelf") is None:
+        pytest.skip("no binutils")
+    return ops.backend().libraries["cpu"]
+
+
+def test_no_unstable_symbols(library: Path) -> None:
+    symbols = undefined_symbols(library)
+    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
+    assert [symbol for symbol in symbols if not ALLOWED.fullmatch(symbol)] == []
+
+
+@pytest.mark.parametrize("bad", ["at::Tensor::sizes() const", "c10::Warning::warn()", "torch::Library::def()",
+                                 "PyObject_Call", "_PyErr_Clear", "GOMP_parallel"])  # fmt: skip
+def test_the_rule_sees_what_it_forbids(bad: str) -> None:
+    assert not ALLOWED.fullmatch(bad)
+
+
+def test_needs_no_python(library: Path) -> None:
+    text = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"NEEDED.*\[(.+?)\]", text)
+    assert "libtorch_cpu.so" in needed
+    assert [name for name in needed if "python" in name or "gomp" in name] == []
+
+
+def test_a_toolkit_counts_only_with_its_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvcc on the path may be a wrapper script."""
+    wrapper = tmp_path / "wrapper" / "bin" / "nvcc"
+    wrapper.parent.mkdir(parents=True)
+    wrapper.write_text("#!/bin/sh\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(wrapper.parent))
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert _build.cuda_home() != tmp_path / "wrapper"
+    whole = tmp_path / "whole"
+    for file in ("bin/nvcc", "include/cuda_runtime.h"):
+        (whole / file).parent.mkdir(parents=True, exist_ok=True)
+        (whole / file).write_text("")
+    monkeypatch.setenv("CUDA_HOME", str(whole))
+    assert _build.cuda_home() == whole
+
+
+def test_an_op_of_cuda_is_a_file_of_the_same_name_as_its_cpu_twin() -> None:
+    cpu = {path.stem for path in _build.sources("cpu")}
+    assert {path.stem for path in _build.sources("cuda")} <= cpu | {"fingerprint"}
+
+
+def test_every_op_has_a_reference_with_its_signature() -> None:
+    """csrc/schema.cpp against stadfast/ops/reference*.py."""
+    import inspect
+
+    from stadfast.ops import reference, reference_metrics, regions
+
+    twins = {**vars(reference), **vars(reference_metrics), "region_pixels": regions.gather_region_pixels}
+    if "cpu" not in ops.backend().libraries:
+        pytest.skip("no compiled kernels")
+    text = (_build.source_folder() / "schema.cpp").read_text()
+    names = re.findall(r'"(\w+)\(', text)
+    assert "anomaly_map" in names
+    for name in names:
+        if name.endswith("_backward"):
+            continue
+        schema = getattr(torch.ops.stadfast, name).default._schema
+        assert list(inspect.signature(twins[name]).parameters) == [
+            argument.name for argument in schema.arguments
+        ]
+        assert not any(argument.has_default_value() for argument in schema.arguments)
