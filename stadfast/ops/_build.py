@@ -99,12 +99,12 @@ def _cpp_extension(device: str) -> Any:
     return cpp_extension
 
 
-def extensions() -> list[Any]:
+def extensions(cuda: bool = True) -> list[Any]:
     """setuptools extensions for every library that can be compiled here; paths relative to the checkout."""
     import torch
 
     devices = ["cpu"]
-    if torch.version.cuda is not None and cuda_home() is not None:
+    if cuda and torch.version.cuda is not None and cuda_home() is not None:
         devices.append("cuda")
     found = []
     for device in devices:

@@ -1,0 +1,86 @@
+"""What pyproject.toml cannot say: csrc travels inside the package, and is compiled where torch is at hand.
+
+``STADFAST_BUILD``: ``auto`` (default: compile if this build environment has torch and a compiler, as with
+``pip install --no-build-isolation .``), ``0`` (leave it to the first use), ``cpu`` (compile, without CUDA) or
+``1`` (compile, or fail).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+
+
+def load_build() -> ModuleType:
+    """stadfast/ops/_build.py alone: the package around it imports torch."""
+    spec = importlib.util.spec_from_file_location("stadfast_build", ROOT / "stadfast" / "ops" / "_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildWithSources(build_py):
+    """Adds csrc to the package, so that an installed package can compile its kernels at first use."""
+
+    def run(self) -> None:
+        if not self.editable_mode:  # a checkout reads csrc where it lies
+            shutil.rmtree(Path(self.build_lib) / "stadfast", ignore_errors=True)  # modules deleted since
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "csrc", Path(self.build_lib) / "stadfast" / "csrc")
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        target = Path(self.build_lib) / "stadfast"
+        files = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+        return [
+            *super().get_outputs(include_bytecode),
+            *(str(target / path.relative_to(ROOT)) for path in files),
+        ]
+
+
+def ahead_of_time() -> dict[str, Any]:
+    """The arguments of setup() that compile the kernels now; none where they are left to the first use."""
+    mode = os.environ.get("STADFAST_BUILD", "auto")
+    if mode not in ("auto", "0", "1", "cpu"):
+        sys.exit(f"STADFAST_BUILD: expected auto, 0, 1 or cpu, got {mode!r}")
+    if mode == "0":
+        return {}
+    build = load_build()
+    missing = [
+        name
+        for name, found in (
+            ("torch", importlib.util.find_spec("torch")),
+            ("a C++ compiler", build.cxx_compiler()),
+        )
+        if not found
+    ]
+    if missing and mode == "auto":
+        return {}
+    if missing:
+        sys.exit(f"STADFAST_BUILD={mode} needs {' and '.join(missing)}; see pip install --no-build-isolation")
+    from torch.utils.cpp_extension import BuildExtension
+
+    return {
+        "ext_modules": build.extensions(cuda=mode != "cpu"),
+        "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
+        "options": {
+            "bdist_wheel": {"py_limited_api": "cp310"}
+        },  # no Python inside: one wheel for all from 3.10
+    }
+
+
+arguments = ahead_of_time()
+arguments.setdefault("cmdclass", {})["build_py"] = BuildWithSources
+setup(**arguments)
