@@ -151,7 +151,7 @@ def test_the_source_distribution_builds_the_same_wheel(checkout: Path, wheel: Pa
 
 
 def test_ahead_of_time(checkout: Path, tmp_path: Path) -> None:
-    """`pip install --no-build-isolation .`: the library is in the wheel; neither cache nor compiler is used."""
+    """`pip install --no-build-isolation .`: the library is in the wheel, no cache is used."""
     from stadfast.ops import _build
 
     if _build.cxx_compiler() is None:

@@ -32,7 +32,12 @@ def _(
 
 @torch.library.register_fake("stadfast::upsample_combine")
 def _(
-    maps: list[Tensor], groups: list[int], weights: list[float], grid: list[int], size: list[int], combine: str
+    maps: list[Tensor],
+    groups: list[int],
+    weights: list[float],
+    grid: list[int],
+    size: list[int],
+    combine: str,
 ) -> Tensor:
     return maps[0].new_empty((maps[0].shape[0], 1, *size))
 

@@ -18,11 +18,13 @@ MAX_LEVELS = 32
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def pyramid_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], *, eps: float = EPS) -> list[Tensor]:
-    """Squared distance of the channel-normalised student and teacher vectors at every position of every level.
+def pyramid_distance(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], *, eps: float = EPS
+) -> list[Tensor]:
+    """Squared distance of the channel-normalised student and teacher vectors at every position of each level.
 
-    ``d = sum_c (s_c / |s| - t_c / |t|)^2`` with ``|x| = max(||x||_2, eps)``: between 0 and 4, twice the loss of
-    STPM's paper (Wang et al. 2021, eq. 1). Equivalent to::
+    ``d = sum_c (s_c / |s| - t_c / |t|)^2`` with ``|x| = max(||x||_2, eps)``: between 0 and 4, twice the loss
+    of STPM's paper (Wang et al. 2021, eq. 1). Equivalent to::
 
         [(F.normalize(s, dim=1) - F.normalize(t, dim=1)).square().sum(1, keepdim=True) for s, t in zip(...)]
 
@@ -59,7 +61,8 @@ def anomaly_map(
 
     Equivalent to::
 
-        distances = [(F.normalize(s) - F.normalize(t)).square().sum(1, keepdim=True) for s, t in zip(student, teacher)]
+        pairs = zip(student, teacher)
+        distances = [(F.normalize(s) - F.normalize(t)).square().sum(1, keepdim=True) for s, t in pairs]
         at_grid = [F.interpolate(d, grid, mode="bilinear") for d in distances]
         F.interpolate(at_grid[0] * at_grid[1] * at_grid[2], size, mode="bilinear")
 
@@ -67,10 +70,10 @@ def anomaly_map(
         student: L tensors (B, C_l, H_l, W_l); float32, float16, bfloat16 or float64, planar or channels_last.
         teacher: the same shapes and dtypes.
         size: (H, W) of the result.
-        grid: (H, W) at which the levels are combined before one last upsampling; ``size`` if None (as anomalib
-            does). STPM's official code uses the largest level's size.
-        groups: per level, the group it belongs to (0, 1, ...); levels of one group are summed before groups are
-            combined. None: every level is a group of its own.
+        grid: (H, W) at which the levels are combined before one last upsampling; ``size`` if None (as
+            anomalib does). STPM's official code uses the largest level's size.
+        groups: per level, the group it belongs to (0, 1, ...); levels of one group are summed before groups
+            are combined. None: every level is a group of its own.
         weights: per level, a factor. None: 1.
         combine: ``"product"`` of the groups, ``"sum"``, or ``"mean"`` (the sum over the sum of the weights).
         eps: the length below which a vector counts as zero.
@@ -101,7 +104,11 @@ def upsample_combine(
 
     Args:
         maps: L tensors (B, 1, H_l, W_l), float32 or float64.
-        size, grid, groups, weights, combine: as in :func:`anomaly_map`.
+        size: (H, W) of the result.
+        grid: as in :func:`anomaly_map`, like the arguments that follow.
+        groups: per level, the group it belongs to.
+        weights: per level, a factor.
+        combine: ``"product"``, ``"sum"`` or ``"mean"``.
 
     Returns:
         (B, 1, H, W) of the maps' dtype.
@@ -176,21 +183,30 @@ def _check_pyramids(student: list[Tensor], teacher: list[Tensor]) -> None:
         return
     _check_levels("student", student)
     if len(student) != len(teacher):
-        raise UsageError(f"teacher: expected as many levels as the student ({len(student)}), got {len(teacher)}")
+        raise UsageError(
+            f"teacher: expected as many levels as the student ({len(student)}), got {len(teacher)}"
+        )
     first = student[0]
     for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
         if s.dim() != 4 or 0 in s.shape[1:]:
-            raise UsageError(f"student[{i}]: expected a shape (B, C, H, W) without zeros, got {tuple(s.shape)}")
+            raise UsageError(
+                f"student[{i}]: expected a shape (B, C, H, W) without zeros, got {tuple(s.shape)}"
+            )
         if s.shape != t.shape:
-            raise UsageError(f"teacher[{i}]: expected the student's shape {tuple(s.shape)}, got {tuple(t.shape)}")
+            raise UsageError(
+                f"teacher[{i}]: expected the student's shape {tuple(s.shape)}, got {tuple(t.shape)}"
+            )
         if s.shape[0] != first.shape[0]:
-            raise UsageError(f"student[{i}]: expected the batch size of level 0 ({first.shape[0]}), got {s.shape[0]}")
+            raise UsageError(
+                f"student[{i}]: expected the batch size of level 0 ({first.shape[0]}), got {s.shape[0]}"
+            )
         for name, x in (("student", s), ("teacher", t)):
             if x.dtype not in _FLOATS:
                 raise UsageError(f"{name}[{i}]: expected a floating-point dtype, got {x.dtype}")
             if x.dtype != first.dtype or x.device != first.device:
                 raise UsageError(
-                    f"{name}[{i}]: expected {first.dtype} on {first.device} as student[0], got {x.dtype} on {x.device}"
+                    f"{name}[{i}]: expected {first.dtype} on {first.device} as student[0], "
+                    f"got {x.dtype} on {x.device}"
                 )
 
 
@@ -202,7 +218,9 @@ def _check_maps(maps: list[Tensor]) -> None:
     for i, m in enumerate(maps):
         if m.dim() != 4 or m.shape[1] != 1 or 0 in m.shape[2:] or m.shape[0] != first.shape[0]:
             raise UsageError(f"maps[{i}]: expected a shape ({first.shape[0]}, 1, H, W), got {tuple(m.shape)}")
-        if m.dtype not in (torch.float32, torch.float64) or m.dtype != first.dtype or m.device != first.device:
+        wide = m.dtype in (torch.float32, torch.float64)
+        if not wide or m.dtype != first.dtype or m.device != first.device:
             raise UsageError(
-                f"maps[{i}]: expected float32 or float64 on one device, as maps[0]; got {m.dtype} on {m.device}"
+                f"maps[{i}]: expected float32 or float64 on one device, as maps[0]; "
+                f"got {m.dtype} on {m.device}"
             )

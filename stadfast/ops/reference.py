@@ -1,4 +1,4 @@
-"""Every op in plain PyTorch: the oracle of the tests, the fallback without a compiler, and the differentiable form.
+"""Every op in plain PyTorch: the tests' oracle, the fallback without a compiler, and the differentiable form.
 
 The signatures are the compiled ops' (csrc/schema.cpp).
 """
@@ -31,7 +31,12 @@ def _resize(maps: Tensor, size: list[int]) -> Tensor:
 
 
 def upsample_combine(
-    maps: list[Tensor], groups: list[int], weights: list[float], grid: list[int], size: list[int], combine: str
+    maps: list[Tensor],
+    groups: list[int],
+    weights: list[float],
+    grid: list[int],
+    size: list[int],
+    combine: str,
 ) -> Tensor:
     if maps[0].shape[0] == 0:  # F.interpolate refuses empty batches
         return maps[0].new_empty((0, 1, *size))
