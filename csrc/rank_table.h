@@ -14,8 +14,8 @@ struct RankTable {
   const K* edges;        // n keys, rising
   const int32_t* first;  // per cell, and one past the last: the number of edges in earlier cells
   int64_t n;
-  K low, high;           // of the edges
-  int32_t shift;         // keys of one cell agree in (key - low) >> shift
+  K low, high;    // of the edges
+  int32_t shift;  // keys of one cell agree in (key - low) >> shift
 
   SF_HOST_DEVICE int64_t cell(K key) const { return int64_t((key - low) >> shift); }
   SF_HOST_DEVICE int64_t cells() const { return cell(high) + 1; }
@@ -33,7 +33,8 @@ SF_HOST_DEVICE int64_t lower_bound(const K* edges, int64_t begin, int64_t end, K
   return begin;
 }
 
-// Of a key from low to high. One branch, rarely taken: how many edges of its cell lie below it no processor can predict.
+// Of a key from low to high. One branch, rarely taken: how many edges of its cell lie below it no processor can
+// predict.
 template <class K>
 SF_HOST_DEVICE int64_t inner_rank_slot(const RankTable<K>& table, K key) {
   const int64_t cell = table.cell(key);

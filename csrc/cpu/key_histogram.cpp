@@ -20,8 +20,8 @@ constexpr int64_t kBlock = 1024;              // keys computed at once, by vecto
 constexpr int64_t kFlush = int64_t(1) << 31;  // scores after which 32-bit counters are emptied
 constexpr int64_t kTables = 2;                // neighbours are often equal: the second need not wait for the first
 
-#define SF_KEYS(T)                                                                     \
-  SF_CLONES void bin_keys(const T* scores, int64_t n, uint16_t* keys) {                \
+#define SF_KEYS(T)                                                                              \
+  SF_CLONES void bin_keys(const T* scores, int64_t n, uint16_t* keys) {                         \
     _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) keys[i] = uint16_t(bin_key(scores[i])); \
   }
 
@@ -61,10 +61,17 @@ Tensor key_histogram(std::vector<Tensor> scores) {
   Tensor counts = torch::stable::new_zeros(scores[0], {kBins}, ScalarType::Long);
   int64_t* bins = static_cast<int64_t*>(counts.mutable_data_ptr());
   switch (scores[0].scalar_type()) {
-    case ScalarType::Float: count<float>(scores, bins); break;
-    case ScalarType::Half: count<Half>(scores, bins); break;
-    case ScalarType::BFloat16: count<BFloat16>(scores, bins); break;
-    default: SF_CHECK(false, "scores: expected float32, float16 or bfloat16");
+    case ScalarType::Float:
+      count<float>(scores, bins);
+      break;
+    case ScalarType::Half:
+      count<Half>(scores, bins);
+      break;
+    case ScalarType::BFloat16:
+      count<BFloat16>(scores, bins);
+      break;
+    default:
+      SF_CHECK(false, "scores: expected float32, float16 or bfloat16");
   }
   return counts;
 }

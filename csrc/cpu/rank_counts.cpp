@@ -23,7 +23,9 @@ struct Block {
   K keys[kBlock + 1];
 };
 
-#define SF_BODY template <class T, class A> inline __attribute__((always_inline)) void
+#define SF_BODY               \
+  template <class T, class A> \
+  inline __attribute__((always_inline)) void
 
 SF_BODY sift_body(const T* scores, int64_t n, Key<A> low, Key<A> high, Block<Key<A>>* block) {
   Key<A> keys[kBlock];
@@ -45,9 +47,9 @@ SF_BODY sift_body(const T* scores, int64_t n, Key<A> low, Key<A> high, Block<Key
 }
 
 // target_clones takes no templates: one named clone per type.
-#define SF_SIFT(T, A)                                                                                   \
-  SF_CLONES void sift(const T* scores, int64_t n, Key<A> low, Key<A> high, Block<Key<A>>* block) {      \
-    sift_body<T, A>(scores, n, low, high, block);                                                       \
+#define SF_SIFT(T, A)                                                                              \
+  SF_CLONES void sift(const T* scores, int64_t n, Key<A> low, Key<A> high, Block<Key<A>>* block) { \
+    sift_body<T, A>(scores, n, low, high, block);                                                  \
   }
 
 SF_SIFT(float, float)

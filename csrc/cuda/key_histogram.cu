@@ -9,7 +9,8 @@ namespace {
 
 template <class T>
 void count(const std::vector<Tensor>& scores, Count* copies, cudaStream_t stream) {
-  for_scores(scores, [&](const Scores& some, dim3 grid) { count_bins<T><<<grid, kThreads, 0, stream>>>(some, copies); });
+  for_scores(scores,
+             [&](const Scores& some, dim3 grid) { count_bins<T><<<grid, kThreads, 0, stream>>>(some, copies); });
 }
 
 // scores: any number of tensors of any shape, float32, float16 or bfloat16 -> (65536,) int64
@@ -22,10 +23,17 @@ Tensor key_histogram(std::vector<Tensor> scores) {
   Count* copies = static_cast<Count*>(workspace.mutable_data_ptr());
   const cudaStream_t stream = current_stream(scores[0]);
   switch (scores[0].scalar_type()) {
-    case ScalarType::Float: count<float>(scores, copies, stream); break;
-    case ScalarType::Half: count<torch::headeronly::Half>(scores, copies, stream); break;
-    case ScalarType::BFloat16: count<torch::headeronly::BFloat16>(scores, copies, stream); break;
-    default: SF_CHECK(false, "scores: expected float32, float16 or bfloat16");
+    case ScalarType::Float:
+      count<float>(scores, copies, stream);
+      break;
+    case ScalarType::Half:
+      count<torch::headeronly::Half>(scores, copies, stream);
+      break;
+    case ScalarType::BFloat16:
+      count<torch::headeronly::BFloat16>(scores, copies, stream);
+      break;
+    default:
+      SF_CHECK(false, "scores: expected float32, float16 or bfloat16");
   }
   sum_copies<<<kBins / kThreads, kThreads, 0, stream>>>(copies, static_cast<int64_t*>(counts.mutable_data_ptr()));
   STD_CUDA_KERNEL_LAUNCH_CHECK();

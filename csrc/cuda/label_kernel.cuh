@@ -35,10 +35,10 @@ __device__ __forceinline__ Segment segment_at(const LabelImages& all, int64_t in
   return {row / all.height, row % all.height, index % all.segments() * kWarp + threadIdx.x % kWarp};
 }
 
-#define SF_FOR_SEGMENTS(all, index)                                                               \
-  for (int64_t index = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp,                  \
-               index##_step = int64_t(gridDim.x) * blockDim.x / kWarp,                            \
-               index##_end = (all).images * (all).height * (all).segments();                      \
+#define SF_FOR_SEGMENTS(all, index)                                              \
+  for (int64_t index = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp, \
+               index##_step = int64_t(gridDim.x) * blockDim.x / kWarp,           \
+               index##_end = (all).images * (all).height * (all).segments();     \
        index < index##_end; index += index##_step)
 
 __global__ void init_labels(LabelImages all) {

@@ -24,7 +24,10 @@ std::tuple<Tensor, Tensor> label_regions(Tensor masks) {
                         static_cast<int32_t*>(labels.mutable_data_ptr()),
                         static_cast<int32_t*>(tile_roots.mutable_data_ptr()),
                         static_cast<int64_t*>(counts.mutable_data_ptr()),
-                        batch, height, width, tiles};
+                        batch,
+                        height,
+                        width,
+                        tiles};
   const cudaStream_t stream = current_stream(masks);
   const unsigned by_segment = grid_size(divide_up(batch * height * divide_up(width, kWarp) * kWarp, kThreads));
   const unsigned by_pixel = grid_size(divide_up(batch * height * width, kThreads));

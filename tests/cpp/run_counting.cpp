@@ -53,19 +53,19 @@ void label(unsigned blocks, const uint8_t* masks, int64_t images, int64_t height
     emulator::launch({blocks, 1}, kThreads, kernel, all);
 }
 
-#define COUNTING(NAME, T, A)                                                                                       \
-  void ranks_##NAME(unsigned blocks, int count, const void* const* data, const int64_t* size, int64_t n,           \
-                    const void* edges, int64_t* counts) {                                                          \
-    ranks<T, A>(blocks, count, data, size, n, edges, counts);                                                      \
+#define COUNTING(NAME, T, A)                                                                             \
+  void ranks_##NAME(unsigned blocks, int count, const void* const* data, const int64_t* size, int64_t n, \
+                    const void* edges, int64_t* counts) {                                                \
+    ranks<T, A>(blocks, count, data, size, n, edges, counts);                                            \
   }
 COUNTING(float32, float, float)
 COUNTING(float64, double, double)
 COUNTING(float16, Half, float)
 COUNTING(bfloat16, BFloat16, float)
 
-#define BINNING(NAME, T)                                                                                           \
+#define BINNING(NAME, T)                                                                                             \
   void histogram_##NAME(unsigned blocks, int count, const void* const* data, const int64_t* size, int64_t* counts) { \
-    histogram<T>(blocks, count, data, size, counts);                                                               \
+    histogram<T>(blocks, count, data, size, counts);                                                                 \
   }
 BINNING(float32, float)
 BINNING(float16, Half)
