@@ -14,20 +14,20 @@
     break;                                         \
   }
 
-#define SF_DISPATCH(DTYPE, T, A, ...)                                                  \
-  switch (DTYPE) {                                                                     \
-    SF_CASE(Float, float, float, T, A, __VA_ARGS__)                                    \
-    SF_CASE(Double, double, double, T, A, __VA_ARGS__)                                 \
-    SF_CASE(Half, ::torch::headeronly::Half, float, T, A, __VA_ARGS__)                 \
-    SF_CASE(BFloat16, ::torch::headeronly::BFloat16, float, T, A, __VA_ARGS__)         \
-    default:                                                                           \
-      SF_CHECK(false, "expected float32, float64, float16 or bfloat16 tensors");       \
+#define SF_DISPATCH(DTYPE, T, A, ...)                                            \
+  switch (DTYPE) {                                                               \
+    SF_CASE(Float, float, float, T, A, __VA_ARGS__)                              \
+    SF_CASE(Double, double, double, T, A, __VA_ARGS__)                           \
+    SF_CASE(Half, ::torch::headeronly::Half, float, T, A, __VA_ARGS__)           \
+    SF_CASE(BFloat16, ::torch::headeronly::BFloat16, float, T, A, __VA_ARGS__)   \
+    default:                                                                     \
+      SF_CHECK(false, "expected float32, float64, float16 or bfloat16 tensors"); \
   }
 
-#define SF_DISPATCH_MAPS(DTYPE, A, ...)                                  \
-  switch (DTYPE) {                                                       \
-    SF_CASE(Float, float, float, T_, A, __VA_ARGS__)                     \
-    SF_CASE(Double, double, double, T_, A, __VA_ARGS__)                  \
-    default:                                                             \
-      SF_CHECK(false, "expected float32 or float64 maps");               \
+#define SF_DISPATCH_MAPS(DTYPE, A, ...)                    \
+  switch (DTYPE) {                                         \
+    SF_CASE(Float, float, float, T_, A, __VA_ARGS__)       \
+    SF_CASE(Double, double, double, T_, A, __VA_ARGS__)    \
+    default:                                               \
+      SF_CHECK(false, "expected float32 or float64 maps"); \
   }

@@ -21,9 +21,8 @@ void distance_pixels(bool channels_last, const T* student, const T* teacher, Str
 
 // grad_student[c, p] = grad[p] * d(d[p]) / d(student[c, p]), written with the student's strides.
 template <class T, class A>
-void distance_pixels_backward(bool channels_last, const A* grad, const T* student, const T* teacher,
-                              Strides strides, int64_t grad_stride, int64_t channels, int64_t pixels, A eps,
-                              T* grad_student);
+void distance_pixels_backward(bool channels_last, const A* grad, const T* student, const T* teacher, Strides strides,
+                              int64_t grad_stride, int64_t channels, int64_t pixels, A eps, T* grad_student);
 
 // The first element of image b from pixel p on.
 template <class T>

@@ -28,8 +28,7 @@ std::vector<Tensor> pyramid_distance(std::vector<Tensor> student, std::vector<Te
           const int64_t b = first / s.pixels(), p = first % s.pixels();
           const int64_t n = std::min(end - first, s.pixels() - p);
           distance_pixels<T, A>(s.channels_last(), pixel<T>(pair.student, s, b, p),
-                                pixel<T>(pair.teacher, pair.t, b, p), strides(pair), s.channels, n, A(eps),
-                                d + first);
+                                pixel<T>(pair.teacher, pair.t, b, p), strides(pair), s.channels, n, A(eps), d + first);
           first += n;
         }
       });
@@ -61,8 +60,8 @@ std::vector<Tensor> pyramid_distance_backward(std::vector<Tensor> grad, std::vec
           const int64_t b = first / s.pixels(), p = first % s.pixels();
           const int64_t n = std::min(end - first, s.pixels() - p);
           distance_pixels_backward<T, A>(s.channels_last(), incoming + first, pixel<T>(pair.student, s, b, p),
-                                         pixel<T>(pair.teacher, pair.t, b, p), strides(pair), out_stride, s.channels,
-                                         n, A(eps), result + b * o.batch_stride + p * o.pixel_stride);
+                                         pixel<T>(pair.teacher, pair.t, b, p), strides(pair), out_stride, s.channels, n,
+                                         A(eps), result + b * o.batch_stride + p * o.pixel_stride);
           first += n;
         }
       });

@@ -37,6 +37,4 @@ Tensor upsample_combine(std::vector<Tensor> maps, std::vector<int64_t> groups, s
 }  // namespace
 }  // namespace stadfast::cpu
 
-STABLE_TORCH_LIBRARY_IMPL(stadfast, CPU, m) {
-  m.impl("upsample_combine", TORCH_BOX(&stadfast::cpu::upsample_combine));
-}
+STABLE_TORCH_LIBRARY_IMPL(stadfast, CPU, m) { m.impl("upsample_combine", TORCH_BOX(&stadfast::cpu::upsample_combine)); }

@@ -9,7 +9,9 @@ enum class Write { kSet, kAdd, kMultiply };
 
 constexpr int64_t kGrain = 16384;  // output pixels below which a second thread costs more than it brings
 
-#define SF_BODY template <class A> inline __attribute__((always_inline)) void
+#define SF_BODY      \
+  template <class A> \
+  inline __attribute__((always_inline)) void
 
 SF_BODY stretch_body(const A* row, const int32_t* lower, const int32_t* upper, const A* weight, int64_t n, A* out) {
 #pragma omp simd
@@ -35,14 +37,14 @@ SF_BODY multiply_body(const A* factor, int64_t n, A* out) {
 }
 
 // target_clones takes no templates: one named clone per type.
-#define SF_LEAVES(A)                                                                                                 \
-  SF_CLONES void stretch(const A* row, const int32_t* lower, const int32_t* upper, const A* weight, int64_t n,       \
-                         A* out) {                                                                                   \
-    stretch_body(row, lower, upper, weight, n, out);                                                                 \
-  }                                                                                                                  \
-  SF_CLONES void lerp_rows(Write write, A gain, const A* lower, const A* upper, A weight, int64_t n, A* out) {       \
-    lerp_body(write, gain, lower, upper, weight, n, out);                                                            \
-  }                                                                                                                  \
+#define SF_LEAVES(A)                                                                                           \
+  SF_CLONES void stretch(const A* row, const int32_t* lower, const int32_t* upper, const A* weight, int64_t n, \
+                         A* out) {                                                                             \
+    stretch_body(row, lower, upper, weight, n, out);                                                           \
+  }                                                                                                            \
+  SF_CLONES void lerp_rows(Write write, A gain, const A* lower, const A* upper, A weight, int64_t n, A* out) { \
+    lerp_body(write, gain, lower, upper, weight, n, out);                                                      \
+  }                                                                                                            \
   SF_CLONES void multiply(const A* factor, int64_t n, A* out) { multiply_body(factor, n, out); }
 
 SF_LEAVES(float)
@@ -103,9 +105,9 @@ void combine_stretched(const Plan& plan, const std::vector<Stretched<A>>& levels
   });
 }
 
-#define SF_INSTANTIATE(A)                                                                                     \
-  template void stretch_row<A>(const A*, const Samples<A>&, A*);                                              \
-  template void combine_stretched<A>(const Plan&, const std::vector<Stretched<A>>&, int64_t,                  \
+#define SF_INSTANTIATE(A)                                                                    \
+  template void stretch_row<A>(const A*, const Samples<A>&, A*);                             \
+  template void combine_stretched<A>(const Plan&, const std::vector<Stretched<A>>&, int64_t, \
                                      const std::vector<int64_t>&, const std::vector<int64_t>&, A*);
 
 SF_INSTANTIATE(float)

@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_c
     if (c.width % kCount == 0) {
       store<A, kCount>(to, pixels);
     } else {
-      SF_UNROLL for (int k = 0; k < kCount; ++k)
-        if (k < c.width - x) to[k] = pixels.value[k];
+      SF_UNROLL for (int k = 0; k < kCount; ++k) if (k < c.width - x) to[k] = pixels.value[k];
     }
   }
 }

@@ -73,8 +73,7 @@ template <class T, class A, int kCount, bool kBackward>
 __device__ __forceinline__ void channels_last_tile(const DistanceLevel<T, A>& level, int64_t images, int64_t tile,
                                                    A eps) {
   const int shift = level.shift;
-  const Pixel<T, A> pixel =
-      find_pixel(level, images, tile * (kThreads >> shift) + (int(threadIdx.x) >> shift));
+  const Pixel<T, A> pixel = find_pixel(level, images, tile * (kThreads >> shift) + (int(threadIdx.x) >> shift));
   const int lane = int(threadIdx.x) & ((1 << shift) - 1);
   const int first = lane * kCount, step = kCount << shift;
   A ss = 0, tt = 0;
@@ -108,8 +107,8 @@ __device__ __forceinline__ void channels_last_tile(const DistanceLevel<T, A>& le
     for (int c = first; c < pixel.channels; c += step) {
       const Pack<T, kCount> s = load<T, kCount>(pixel.student + c), t = load<T, kCount>(pixel.teacher + c);
       Pack<T, kCount> g;
-      SF_UNROLL for (int i = 0; i < kCount; ++i)
-        g.value[i] = T(gradient_term(A(s.value[i]), is, A(t.value[i]), it, along, factor));
+      SF_UNROLL for (int i = 0; i < kCount; ++i) g.value[i] =
+          T(gradient_term(A(s.value[i]), is, A(t.value[i]), it, along, factor));
       store<T, kCount>(gradient + c, g);
     }
   } else if (lane == 0) {

@@ -42,7 +42,7 @@ struct Word<16> {
 // Through the read-only path, so that loads may be moved ahead of stores: never of what the kernel writes.
 template <class T, int kCount>
 __device__ __forceinline__ Pack<T, kCount> load(const T* from) {
-  using W = typename Word<kCount * int(sizeof(T))>::Type;
+  using W = typename Word<kCount* int(sizeof(T))>::Type;
   const W word = __ldg(reinterpret_cast<const W*>(from));
   Pack<T, kCount> pack;
   memcpy(&pack, &word, sizeof(pack));

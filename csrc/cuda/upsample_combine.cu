@@ -18,8 +18,12 @@ void launch(const Plan& plan, const std::vector<LevelMap>& maps, const std::vect
   const bool product = plan.mode == Mode::kProduct;
   for (int32_t i = 0; i < plan.levels; ++i) {
     const LevelMap& map = maps[plan.order[i]];
-    c.level[i] = {static_cast<const A*>(map.data), int32_t(map.height), int32_t(map.width), A(plan.weight[i]),
-                  product ? plan.opens(i) : i == 0, product ? plan.closes(i) : i + 1 == plan.levels};
+    c.level[i] = {static_cast<const A*>(map.data),
+                  int32_t(map.height),
+                  int32_t(map.width),
+                  A(plan.weight[i]),
+                  product ? plan.opens(i) : i == 0,
+                  product ? plan.closes(i) : i + 1 == plan.levels};
   }
   const int64_t threads = c.images * c.height * divide_up(c.width, kVector<A>);
   if (threads == 0) return;

@@ -40,27 +40,27 @@ template <class A>
 void combine(unsigned blocks, Combination<A> c, const MapArguments* maps, void* out) {
   for (int l = 0; l < c.levels; ++l) {
     const MapArguments& m = maps[l];
-    c.level[l] = {static_cast<const A*>(m.data), int32_t(m.height), int32_t(m.width), A(m.weight), m.opens != 0,
-                  m.closes != 0};
+    c.level[l] = {
+        static_cast<const A*>(m.data), int32_t(m.height), int32_t(m.width), A(m.weight), m.opens != 0, m.closes != 0};
   }
   emulator::launch(blocks, kCombineThreads, combine_kernel<A>, c, static_cast<A*>(out));
 }
 
 extern "C" {
 
-#define DISTANCE(NAME, T, A)                                                                                        \
+#define DISTANCE(NAME, T, A)                                                                                       \
   void distance_##NAME(int backward, unsigned blocks, int64_t images, int levels, const LevelArguments* arguments, \
-                       double eps) {                                                                                \
-    distance<T, A>(backward != 0, blocks, images, levels, arguments, eps);                                          \
+                       double eps) {                                                                               \
+    distance<T, A>(backward != 0, blocks, images, levels, arguments, eps);                                         \
   }
 DISTANCE(float32, float, float)
 DISTANCE(float64, double, double)
 DISTANCE(float16, torch::headeronly::Half, float)
 DISTANCE(bfloat16, torch::headeronly::BFloat16, float)
 
-#define COMBINE(NAME, A)                                                                                         \
+#define COMBINE(NAME, A)                                                                                        \
   void combine_##NAME(unsigned blocks, int64_t images, int32_t grid_height, int32_t grid_width, int32_t height, \
-                      int32_t width, int32_t levels, const MapArguments* maps, void* out) {                      \
+                      int32_t width, int32_t levels, const MapArguments* maps, void* out) {                     \
     combine<A>(blocks, {images, grid_height, grid_width, height, width, levels, {}}, maps, out);                \
   }
 COMBINE(float32, float)
