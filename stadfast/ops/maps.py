@@ -132,9 +132,9 @@ def _kernel(name: str, tensor: Tensor) -> Any:
 def _unshared(levels: list[Tensor]) -> list[Tensor]:
     """Under tracing, a list that no other call in the graph has; otherwise the list itself.
 
-    TorchScript merges equal lists of a graph into one, but torch (2.11 to 2.15 at least) moves the tensors out of
-    a list that it hands to an operator of the stable ABI: a second operator would find it emptied. A slice that
-    keeps everything, with an end of its own, makes the list unlike all others.
+    TorchScript merges equal lists of a graph into one, but torch (2.11 to 2.15 at least) moves the tensors
+    out of a list that it hands to an operator of the stable ABI: a second operator would find it emptied. A
+    slice that keeps everything, with an end of its own, makes the list unlike all others.
     """
     if not torch.jit.is_tracing():
         return levels
