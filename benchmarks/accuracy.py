@@ -1,7 +1,7 @@
 """Fit STPM on the good images of MVTec-layout categories, score their test images, and write the figures.
 
     python benchmarks/accuracy.py bottle/ --weights resnet18.pth --epochs 60 --name stpm_resnet18
-    python benchmarks/accuracy.py bottle/ --backbone efficientnet_lite0 --image-size 128 --epochs 15 --name stpm_lite0
+    python benchmarks/accuracy.py bottle/ --backbone efficientnet_lite0 --image-size 128 --epochs 15 --name lite0
 
 Results go to ``results/accuracy_NAME.json``. Beside bottle's figures stand the published ones: PRO there is the
 paper's own form (integrated to a false positive rate of 0.3, both axes rescaled), ours is MVTec's official AUPRO.

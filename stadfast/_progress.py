@@ -40,7 +40,11 @@ class _Lines:
         self._last = now
         left = (now - self._start) / (self._done - self._first) * (self._total - self._done)
         percent = 100 * self._done // max(self._total, 1)
-        print(f"{self._description}: {percent} %, {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{self._description}: {percent} %, {left:.0f} s left {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class _Bar:
@@ -63,7 +67,13 @@ def progress(description: str, total: int, *, done: int = 0, show: bool = True) 
         yield _Lines(description, total, done)
     else:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         columns = (
@@ -74,7 +84,9 @@ def progress(description: str, total: int, *, done: int = 0, show: bool = True) 
             yield _Bar(bar, bar.add_task(description, total=total, completed=done, note=""))
 
 
-def track(items: Iterable[T], description: str, total: int | None = None, *, show: bool = True) -> Iterator[T]:
+def track(
+    items: Iterable[T], description: str, total: int | None = None, *, show: bool = True
+) -> Iterator[T]:
     """Iterate over ``items`` and show the progress; ``total`` defaults to ``len(items)``."""
     if total is None:
         total = len(items)  # type: ignore[arg-type]

@@ -25,7 +25,13 @@ logger = logging.getLogger("stadfast")
 
 BUNDLE_FORMAT = 1
 DEFAULT_QUANTILE = 0.995
-_RUN_ARGUMENTS = ("device", "deterministic", "cache_gb", "epochs", "patience")  # may differ when a run is resumed
+_RUN_ARGUMENTS = (
+    "device",
+    "deterministic",
+    "cache_gb",
+    "epochs",
+    "patience",
+)  # may differ when a run is resumed
 _MINIMUM_SIZE = 32
 
 
@@ -167,7 +173,12 @@ class Detector:
         return self
 
     def calibrate(
-        self, data: Any, *, quantile: float | None = None, target_fpr: float | None = None, skip_broken: bool = False
+        self,
+        data: Any,
+        *,
+        quantile: float | None = None,
+        target_fpr: float | None = None,
+        skip_broken: bool = False,
     ) -> Detector:
         """Set the threshold from good images that the detector has not been trained on.
 
@@ -177,6 +188,7 @@ class Detector:
             target_fpr: instead of a quantile, the share of good images that may be called anomalous. The threshold is
                 the ``ceil((n + 1)(1 - target_fpr))``-th smallest of n scores, which keeps the promise for new images
                 from the same process (split conformal prediction), given at least ``1 / target_fpr - 1`` images.
+            skip_broken: leave out unreadable files.
 
         Raises:
             UsageError: both or neither kind fits, out of range, or too few images for ``target_fpr``.
@@ -186,7 +198,9 @@ class Detector:
         self._calibrate(self.score(data, skip_broken=skip_broken), quantile, target_fpr, "given images")
         return self
 
-    def _calibrate(self, scores: Tensor, quantile: float | None, target_fpr: float | None, source: str) -> None:
+    def _calibrate(
+        self, scores: Tensor, quantile: float | None, target_fpr: float | None, source: str
+    ) -> None:
         rule: dict[str, float]
         if target_fpr is not None:
             if not 0 < target_fpr < 1:
@@ -194,7 +208,9 @@ class Detector:
             rank = math.ceil((len(scores) + 1) * (1 - target_fpr))
             if rank > len(scores):
                 needed = math.ceil(1 / target_fpr) - 1
-                raise UsageError(f"target_fpr {target_fpr} needs at least {needed} good images, got {len(scores)}")
+                raise UsageError(
+                    f"target_fpr {target_fpr} needs at least {needed} good images, got {len(scores)}"
+                )
             rule, value = {"target_fpr": target_fpr}, scores.sort().values[rank - 1]
         else:
             quantile = DEFAULT_QUANTILE if quantile is None else quantile
@@ -247,6 +263,8 @@ class Detector:
         Args:
             data: path(s), folder, Pillow image, NumPy array (H, W, C) or (N, H, W, C), tensor (C, H, W) or
                 (N, C, H, W), or a list of these; one image or many, of any sizes (each is resized to ``image_size``).
+            batch_size: images computed at once; None: the training's.
+            skip_broken: leave out unreadable files; ``broken_`` lists them.
 
         Returns:
             Prediction on the CPU, in the order of the images.
@@ -322,7 +340,9 @@ class Detector:
         return self
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items() if name != "weights")
+        arguments = ", ".join(
+            f"{name}={value!r}" for name, value in self.get_params().items() if name != "weights"
+        )
         return f"{type(self).__name__}({arguments})"
 
     @property
@@ -337,7 +357,9 @@ class Detector:
     def _fitted(self) -> ScoringGraph:
         graph = getattr(self, "graph_", None)
         if graph is None:
-            raise StadfastError(f"this {type(self).__name__} is not fitted: call fit(), or stadfast.load() a bundle")
+            raise StadfastError(
+                f"this {type(self).__name__} is not fitted: call fit(), or stadfast.load() a bundle"
+            )
         return graph
 
     def _split(self, images: Images) -> tuple[Images, Images]:
@@ -370,7 +392,9 @@ class Detector:
         except (TypeError, ValueError, IndexError):
             raise UsageError(f"image_size: expected a number or (H, W), got {self.image_size!r}") from None
         if small:
-            raise UsageError(f"image_size: expected at least {_MINIMUM_SIZE} x {_MINIMUM_SIZE}, got {self.image_size!r}")
+            raise UsageError(
+                f"image_size: expected at least {_MINIMUM_SIZE} x {_MINIMUM_SIZE}, got {self.image_size!r}"
+            )
 
 
 @torch.no_grad()

@@ -17,7 +17,9 @@ from ..errors import BundleError
 _KEY = "stadfast"  # the only metadata key: safetensors does not keep the order of several
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> None:
     """Write atomically. Equal contents give equal bytes."""
     from safetensors.torch import save_file
 

@@ -80,9 +80,13 @@ def read_checkpoint(path: Path, trainee: Trainee, identity: Mapping[str, Any]) -
         _lay_out_as_parameters(trainee.optimizer)
         best = _part(tensors, "best.") or None
         best_value = header["best_value"]
-        return TrainingState(list(header["history"]), float("inf") if best_value is None else best_value, best)
+        return TrainingState(
+            list(header["history"]), float("inf") if best_value is None else best_value, best
+        )
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise BundleError(f"{path} is damaged: {str(error).splitlines()[0]}; delete it to start anew") from error
+        raise BundleError(
+            f"{path} is damaged: {str(error).splitlines()[0]}; delete it to start anew"
+        ) from error
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -64,7 +64,9 @@ class FeatureStore:
         self._precision, self._device = precision, device
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._stored: list[Tensor] = []
-        shapes = [tuple(t.shape[1:]) for t in self._compute(torch.zeros(1, 3, *preprocess.size, device=device))]
+        shapes = [
+            tuple(t.shape[1:]) for t in self._compute(torch.zeros(1, 3, *preprocess.size, device=device))
+        ]
         self.kept = self._choose(shapes, budget_gb)
         if self.kept != "recomputed":
             self._stored = [self._allocate(len(self._images), shape) for shape in shapes]
@@ -81,7 +83,9 @@ class FeatureStore:
             tensors = [t.to(self._device, non_blocking=True) for t in tensors]
         else:
             chosen: Any = [self._images[i] for i in indices.tolist()]
-            tensors = self._compute(torch.stack([x for _, x in read_resized(chosen, self._preprocess, self._device)]))
+            tensors = self._compute(
+                torch.stack([x for _, x in read_resized(chosen, self._preprocess, self._device)])
+            )
         return tensors[0], tensors[1:]
 
     def _choose(self, shapes: list[tuple[int, ...]], budget_gb: float | None) -> str:

@@ -40,7 +40,9 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device: {name!r} is not there; torch sees {torch.cuda.device_count()} CUDA devices")
+        raise UsageError(
+            f"device: {name!r} is not there; torch sees {torch.cuda.device_count()} CUDA devices"
+        )
     return device
 
 

@@ -36,7 +36,11 @@ def images_of(data: Any) -> Images:
 
 
 def read_resized(
-    images: Images, preprocess: Preprocess, device: torch.device, *, broken: list[tuple[Path, str]] | None = None
+    images: Images,
+    preprocess: Preprocess,
+    device: torch.device,
+    *,
+    broken: list[tuple[Path, str]] | None = None,
 ) -> Iterator[tuple[Path | int, Tensor]]:
     """``(path or index, (3, H, W) float in [0, 1] at the network's size)`` of each image.
 

@@ -20,6 +20,9 @@ from .sources import Images
 from .training import EpochRecord, TrainingOptions, train
 
 
+_BACKGROUND_STEP = 4
+
+
 @dataclass(frozen=True)
 class Variant:
     """Where the paper, its official code and anomalib differ.
@@ -61,6 +64,8 @@ class STPM(Detector):
         variant: ``"official"`` (the authors' code: 20 % of the images held out to select the epoch, levels combined
             at 1/4 of the input size), ``"paper"`` or ``"anomalib"``; see :data:`VARIANTS`.
         combine: ``"product"`` (the paper), ``"sum"`` or ``"mean"`` of the levels.
+        background_quantile: divide each map by this quantile of itself, as the map of the image's background. Helps
+            where the light, and with it the whole map, varies from image to image; None (the paper): do not.
         learning_rate, momentum: of SGD.
         weight_decay, validation_fraction: None: the variant's.
     """
@@ -75,6 +80,7 @@ class STPM(Detector):
         layers: Sequence[str] | None = None,
         variant: str = "official",
         combine: str = "product",
+        background_quantile: float | None = None,
         image_size: int | tuple[int, int] = 256,
         epochs: int = 100,
         batch_size: int = 32,
@@ -96,20 +102,25 @@ class STPM(Detector):
         )  # fmt: skip
         self.variant = variant
         self.combine = combine
+        self.background_quantile = background_quantile
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
-        self.validation_fraction = validation_fraction
+        self.validation_fraction = validation_fraction  # type: ignore[assignment]
 
     def _build(self, weights: Any) -> tuple[Preprocess, nn.Module]:
         variant = self._variant()
         if self.combine not in ops.COMBINATIONS:
             raise UsageError(f"combine: expected one of {', '.join(ops.COMBINATIONS)}, got {self.combine!r}")
+        quantile = self.background_quantile
+        if quantile is not None and not 0 <= quantile <= 1:
+            raise UsageError(f"background_quantile: expected a number from 0 to 1, got {quantile!r}")
         teacher = freeze(create_backbone(self.backbone, self.layers, weights, seed=self.seed))
         student = create_backbone(self.backbone, self.layers, seed=self.seed)
         network = StudentTeacher(
             teacher, student, self._size,
             at_level_size=variant.at_level_size, factor=variant.map_factor, combine=self.combine,
+            background_quantile=quantile,
         )  # fmt: skip
         return Preprocess(self._size, teacher.mean, teacher.std), network
 
@@ -146,7 +157,7 @@ class StudentTeacher(nn.Module):
 
     def __init__(
         self, teacher: FeaturePyramid, student: FeaturePyramid, size: tuple[int, int],
-        *, at_level_size: bool, factor: float, combine: str,
+        *, at_level_size: bool, factor: float, combine: str, background_quantile: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.teacher = teacher
@@ -155,9 +166,15 @@ class StudentTeacher(nn.Module):
         self.at_level_size = at_level_size
         self.factor = factor
         self.combine = combine
+        self.background_quantile = background_quantile
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.maps(self.student(images), self.teacher(images))
+        maps = self.maps(self.student(images), self.teacher(images))
+        if self.background_quantile is None:
+            return maps
+        coarse = maps[..., ::_BACKGROUND_STEP, ::_BACKGROUND_STEP].flatten(1)  # smooth maps: a sample will do
+        background = torch.quantile(coarse, self.background_quantile, dim=1)
+        return maps / background.clamp_min(torch.finfo(maps.dtype).tiny).view(-1, 1, 1, 1)
 
     def maps(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """The levels' distances combined and upsampled to ``size``."""
@@ -178,8 +195,8 @@ class _Imitation:
     ) -> None:  # fmt: skip
         assert images is not None
         variant = detector._variant()
-        self.module = network.student.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
+        self.module: nn.Module = network.student.to(memory_format=torch.channels_last)
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
             self.module.parameters(),
             lr=detector.learning_rate,
             momentum=detector.momentum,

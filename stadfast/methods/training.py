@@ -100,7 +100,9 @@ def train(trainee: Trainee, options: TrainingOptions) -> list[EpochRecord]:
     state = _starting_state(trainee, options)
     steps = math.ceil(len(trainee) / options.batch_size)
     written, cost = time.monotonic(), 0.0
-    with progress("training", options.epochs * steps, done=len(state.history) * steps, show=options.show_progress) as job:
+    with progress(
+        "training", options.epochs * steps, done=len(state.history) * steps, show=options.show_progress
+    ) as job:
         while len(state.history) < options.epochs and not _exhausted(state, options.patience):
             record = _run_epoch(trainee, len(state.history) + 1, options, job)
             state.history.append(asdict(record))

@@ -81,7 +81,9 @@ def test_an_anomaly_stands_out(fitted: sf.STPM, images: Tensor) -> None:
     damaged[:, :, 20:30, 20:30] = 255 * torch.eye(10, dtype=torch.uint8)
     assert fitted.score(damaged).mean() > 1.3 * fitted.score(images[:4]).mean()
     hot = fitted.maps(damaged)[0, 0].argmax()
-    assert 12 <= hot // 64 <= 28 and 12 <= hot % 64 <= 28  # the damaged square in map pixels, and a little around
+    row, column = divmod(int(hot), 64)
+    assert 12 <= row <= 28  # the damaged square in map pixels, and a little around
+    assert 12 <= column <= 28
 
 
 def test_stream_is_lazy_and_lists_broken_files(fitted: sf.STPM, images: Tensor, tmp_path: Path) -> None:
@@ -90,7 +92,9 @@ def test_stream_is_lazy_and_lists_broken_files(fitted: sf.STPM, images: Tensor, 
     with pytest.raises(DataError, match=r"001\.png"):
         fitted.predict(tmp_path)
     batches = list(fitted.stream(tmp_path, batch_size=2, skip_broken=True))
-    assert [source for sources, _ in batches for source in sources] == [p for i, p in enumerate(paths) if i != 1]
+    assert [source for sources, _ in batches for source in sources] == [
+        p for i, p in enumerate(paths) if i != 1
+    ]
     assert [path for path, _ in fitted.broken_] == [paths[1]]
 
 
@@ -109,7 +113,9 @@ def test_fit_learns_from_a_category_folder(arguments: dict[str, Any], images: Te
     assert detector.metadata_["data"]["train"] + detector.metadata_["data"]["held_out"] == 10
 
 
-def test_fit_skips_broken_files_and_lists_them(arguments: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
+def test_fit_skips_broken_files_and_lists_them(
+    arguments: dict[str, Any], images: Tensor, tmp_path: Path
+) -> None:
     paths = as_files(images, tmp_path)
     paths[3].write_bytes(paths[3].read_bytes()[:80])
     with pytest.raises(DataError, match=r"003\.png"):

@@ -85,9 +85,9 @@ def test_broken_files_are_left_out(
     assert len(store) == 6
     assert [path for path, _ in store.broken] == [paths[2]]
     x, _ = store.batch(torch.tensor([2]))
-    expected = (sf.data.to_float(images[3])[None] - torch.tensor(teacher.mean).view(1, 3, 1, 1)) / torch.tensor(
-        teacher.std
-    ).view(1, 3, 1, 1)
+    expected = (
+        sf.data.to_float(images[3])[None] - torch.tensor(teacher.mean).view(1, 3, 1, 1)
+    ) / torch.tensor(teacher.std).view(1, 3, 1, 1)
     assert (x.mean() - expected.mean()).abs() < 0.05  # the fourth image: the third has left
 
 

@@ -23,7 +23,9 @@ def official_map(student: list[Tensor], teacher: list[Tensor], size: tuple[int, 
     product = torch.ones(())
     for s, t in zip(student, teacher, strict=True):
         distance = (F.normalize(s, dim=1) - F.normalize(t, dim=1)).pow(2).sum(1, keepdim=True)
-        product = product * F.interpolate(distance, student[0].shape[-2:], mode="bilinear", align_corners=False)
+        product = product * F.interpolate(
+            distance, student[0].shape[-2:], mode="bilinear", align_corners=False
+        )
     return F.interpolate(product, size, mode="bilinear", align_corners=False)
 
 
@@ -69,7 +71,12 @@ def test_maps_are_the_recomputed_ones(variant: str) -> None:
 def imitation(detector: sf.STPM, images: Tensor) -> tuple[_Imitation, StudentTeacher, FeatureStore]:
     preprocess, network = detector._build(detector.weights)
     store = FeatureStore(
-        list(images), preprocess, network.teacher, precision=FP32, device=torch.device("cpu"), show_progress=False
+        list(images),
+        preprocess,
+        network.teacher,
+        precision=FP32,
+        device=torch.device("cpu"),
+        show_progress=False,
     )
     return _Imitation(detector, network, store, store, FP32), network, store
 
@@ -102,7 +109,9 @@ def test_no_gradient_reaches_the_teacher_and_training_leaves_it_alone(
         assert torch.equal(tensor, teacher_weights[name]), name
 
 
-def test_training_lowers_the_loss_and_selects_the_best_epoch(arguments: dict[str, Any], images: Tensor) -> None:
+def test_training_lowers_the_loss_and_selects_the_best_epoch(
+    arguments: dict[str, Any], images: Tensor
+) -> None:
     detector = sf.STPM(**(arguments | {"epochs": 8})).fit(images, show_progress=False)
     losses = [record.loss for record in detector.history_]
     assert losses[-1] < 0.8 * losses[0]
@@ -123,7 +132,7 @@ def test_variants_without_held_out_images_keep_the_last_epoch_and_warn(
 def test_variants_differ_as_documented() -> None:
     official, paper, anomalib = (VARIANTS[name] for name in ("official", "paper", "anomalib"))
     assert (official.weight_decay, paper.weight_decay, anomalib.weight_decay) == (1e-4, 1e-4, 1e-3)
-    assert official.at_level_size and not paper.at_level_size and not anomalib.at_level_size
+    assert [v.at_level_size for v in (official, paper, anomalib)] == [True, False, False]
 
 
 @pytest.mark.parametrize("combine", ["product", "sum", "mean"])
@@ -137,11 +146,22 @@ def test_combine_option_reaches_the_map(arguments: dict[str, Any], images: Tenso
         torch.testing.assert_close(network(x), expected)
 
 
+def test_background_quantile_divides_each_map_by_its_own(arguments: dict[str, Any], images: Tensor) -> None:
+    preprocess, plain = sf.STPM(**arguments)._build(arguments["weights"])
+    _, divided = sf.STPM(**arguments, background_quantile=0.25)._build(arguments["weights"])
+    x = preprocess(sf.data.to_float(images[:3]))
+    with torch.no_grad():
+        raw, relative = plain.eval()(x), divided.eval()(x)
+    for ours, theirs in zip(relative, raw, strict=True):
+        torch.testing.assert_close(ours, theirs / theirs[0, ::4, ::4].quantile(0.25))
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
         ({"variant": "oficial"}, "variant"),
         ({"combine": "max"}, "combine"),
+        ({"background_quantile": 2.0}, "background_quantile"),
         ({"backbone": "resnet19"}, "resnet19"),
         ({"layers": ["layer9"]}, "layer9"),
         ({"epochs": 0}, "epochs"),
@@ -157,6 +177,8 @@ def test_combine_option_reaches_the_map(arguments: dict[str, Any], images: Tenso
         ({"weights": "resnet"}, "weights"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict[str, Any], images: Tensor, wrong: dict[str, Any], named: str) -> None:
+def test_wrong_arguments_are_named(
+    arguments: dict[str, Any], images: Tensor, wrong: dict[str, Any], named: str
+) -> None:
     with pytest.raises((UsageError, sf.StadfastError), match=named):
         sf.STPM(**(arguments | wrong)).fit(images, show_progress=False)

@@ -45,7 +45,8 @@ def test_each_epoch_sees_each_image_once_in_a_seeded_order() -> None:
         train(toy, options(2, seed=3))
     assert toys[0].seen == toys[1].seen
     assert [len(batch) for batch in toys[0].seen] == [4, 4, 2] * 2
-    assert sorted(sum(toys[0].seen[:3], [])) == sorted(sum(toys[0].seen[3:], [])) == list(range(10))
+    for epoch in (toys[0].seen[:3], toys[0].seen[3:]):
+        assert sorted(index for batch in epoch for index in batch) == list(range(10))
     assert toys[0].seen[:3] != toys[0].seen[3:]
 
 
@@ -79,14 +80,14 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
         train(toy, options(1))
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
 def stop_at(epoch: int) -> Any:
     def callback(record: EpochRecord) -> None:
         if record.epoch == epoch:
-            raise Stop
+            raise StopError
 
     return callback
 
@@ -104,8 +105,10 @@ def test_resume_is_the_uninterrupted_run(arguments: dict[str, Any], images: Tens
     whole = detector().fit(images, show_progress=False)
     checkpoint = tmp_path / "m.checkpoint"
     for epoch in (2, 3):
-        with pytest.raises(Stop):
-            detector().fit(images, checkpoint=checkpoint, resume=True, callbacks=[stop_at(epoch)], show_progress=False)
+        with pytest.raises(StopError):
+            detector().fit(
+                images, checkpoint=checkpoint, resume=True, callbacks=[stop_at(epoch)], show_progress=False
+            )
     seen: list[EpochRecord] = []
     resumed = detector().fit(
         images, checkpoint=checkpoint, resume=True, callbacks=[seen.append], show_progress=False
@@ -128,7 +131,9 @@ def test_more_epochs_continue_and_other_arguments_are_refused(
     )
     assert [record.epoch for record in longer.history_] == [1, 2, 3, 4]
     with pytest.raises(BundleError, match="arguments"):
-        sf.STPM(**(arguments | {"seed": 5})).fit(images, checkpoint=checkpoint, resume=True, show_progress=False)
+        sf.STPM(**(arguments | {"seed": 5})).fit(
+            images, checkpoint=checkpoint, resume=True, show_progress=False
+        )
     with pytest.raises(BundleError, match="images"):
         sf.STPM(**arguments).fit(images[:9], checkpoint=checkpoint, resume=True, show_progress=False)
 
@@ -140,7 +145,9 @@ def test_a_damaged_checkpoint_is_named(arguments: dict[str, Any], images: Tensor
         sf.STPM(**arguments).fit(images, checkpoint=checkpoint, resume=True, show_progress=False)
 
 
-def test_resume_without_a_checkpoint_starts_anew(arguments: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
+def test_resume_without_a_checkpoint_starts_anew(
+    arguments: dict[str, Any], images: Tensor, tmp_path: Path
+) -> None:
     detector = sf.STPM(**arguments).fit(
         images, checkpoint=tmp_path / "none.checkpoint", resume=True, show_progress=False
     )
