@@ -348,3 +348,11 @@ def test_ctrl_c_says_how_to_go_on(category, tmp_path):
     assert "--resume" in error
     assert "Traceback" not in error
     assert not (tmp_path / "m").exists()
+
+
+def test_resuming_a_finished_fit_changes_nothing(category, model):
+    before = model.read_bytes()
+    result = run("fit", category, *FIT, "--epochs", 2, "--resume", "--output", model)
+    assert result.exit_code == 0
+    assert "nothing to resume" in result.stderr
+    assert model.read_bytes() == before

@@ -70,6 +70,9 @@ def fit(
     variant: Annotated[
         str | None, typer.Option(metavar="official|paper|anomalib", help="Of stpm; default official.")
     ] = None,
+    background_quantile: Annotated[
+        float | None, typer.Option(help="Of stpm: divide maps by this quantile of themselves (uneven light).")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run ended.")] = False,
     skip_broken: SkipBroken = False,
     deterministic: Annotated[
@@ -81,7 +84,10 @@ def fit(
     from .fit import fit as run
     from .fit import parse_size
 
-    chosen: dict[str, Any] = {"backbone": backbone, "weights": weights, "epochs": epochs, "variant": variant}
+    chosen: dict[str, Any] = {
+        "backbone": backbone, "weights": weights, "epochs": epochs, "variant": variant,
+        "background_quantile": background_quantile,
+    }  # fmt: skip
     arguments = {name: value for name, value in chosen.items() if value is not None}
     arguments |= {
         "image_size": parse_size(image_size), "batch_size": batch_size, "seed": seed, "precision": precision,

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import STPM, ops
 from ..data import MVTecLayout, read_image, to_float, write_material
 from ..methods import Detector
-from ..report import Record, write_report
+from ..report import Record, write_overview, write_report
 from ._guard import say
 from ._output import picture_names, write_json
 from .evaluate import evaluate_detector, print_figures
@@ -29,7 +29,7 @@ _PICTURES_PER_TYPE = 3
 
 
 def demo(output: Path, *, quick: bool) -> None:
-    """Write ``material``, ``model.safetensors``, ``figures.json``, ``heatmaps`` and ``report.html``."""
+    """Write the material, the model, ``figures.json``, ``overview.png``, heat maps and ``report.html`` to a folder."""
     start = time.monotonic()
     say("generating a woven material with slubs, scratches, stains and holes")
     train, test_good, per_defect, epochs = (40, 10, 4, 6) if quick else (120, 24, 12, 20)
@@ -50,6 +50,7 @@ def demo(output: Path, *, quick: bool) -> None:
     write_report(
         output / "report.html", figures, records, model_facts(model), title="Generated woven material"
     )
+    write_overview(output / "overview.png", records, figures["threshold"])
     _write_heatmaps(output / "heatmaps", records, figures["threshold"])
 
     print_figures(figures, "Generated woven material")

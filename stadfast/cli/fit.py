@@ -23,6 +23,9 @@ def fit(
     """Train, calibrate and save. While it runs, ``OUTPUT.checkpoint`` holds what ``--resume`` needs."""
     _check_output(output)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
+    if resume and output.exists() and not checkpoint.exists():
+        say(f"{printable(output)} is complete: there is nothing to resume")
+        return
     if checkpoint.exists() and not resume:
         say(f"starting anew; --resume would continue from {printable(checkpoint)}")
     detector = create(method, **arguments)

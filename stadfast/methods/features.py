@@ -21,6 +21,7 @@ logger = logging.getLogger("stadfast")
 
 _SHARE_OF_MEMORY = 0.5  # of what is free; the rest is for training itself
 _SHARE_OF_DISK = 0.5
+_WHERE = {"memory": "kept in memory", "disk": "kept on disk", "recomputed": "computed anew for each batch"}
 
 
 class FeatureStore:
@@ -95,8 +96,8 @@ class FeatureStore:
         disk = _SHARE_OF_DISK * shutil.disk_usage(tempfile.gettempdir()).free
         kept = "memory" if size <= budget else "disk" if size <= disk else "recomputed"
         logger.info(
-            "teacher features of %d images: %.2f GB, %s (budgets: memory %.1f GB, disk %.1f GB)",
-            len(self._images), size / 1e9, kept if kept == "recomputed" else f"kept in {kept}", budget / 1e9, disk / 1e9,
+            "teacher features of %d images, %.2f GB: %s (budgets: memory %.1f GB, disk %.1f GB)",
+            len(self._images), size / 1e9, _WHERE[kept], budget / 1e9, disk / 1e9,
         )  # fmt: skip
         return kept
 

@@ -19,7 +19,6 @@ from .hardware import Precision
 from .sources import Images
 from .training import EpochRecord, TrainingOptions, train
 
-
 _BACKGROUND_STEP = 4
 
 

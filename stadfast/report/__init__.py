@@ -2,6 +2,7 @@
 
 from .heatmap import heatmap, overlay, scale_position
 from .html import write_report
+from .overview import write_overview
 from .records import Record
 
-__all__ = ["Record", "heatmap", "overlay", "scale_position", "write_report"]
+__all__ = ["Record", "heatmap", "overlay", "scale_position", "write_overview", "write_report"]

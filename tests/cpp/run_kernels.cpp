@@ -46,6 +46,7 @@ void combine(unsigned blocks, Combination<A> c, const MapArguments* maps, void* 
   emulator::launch(blocks, kCombineThreads, combine_kernel<A>, c, static_cast<A*>(out));
 }
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 #define DISTANCE(NAME, T, A)                                                                                       \
@@ -66,3 +67,4 @@ DISTANCE(bfloat16, torch::headeronly::BFloat16, float)
 COMBINE(float32, float)
 COMBINE(float64, double)
 }
+#pragma GCC visibility pop

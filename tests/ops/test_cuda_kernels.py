@@ -50,7 +50,9 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("no C++ compiler")
     target = tmp_path_factory.mktemp("kernels") / "kernels.so"
     include = Path(torch.__file__).parent / "include"
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC"]
+    # hidden: another emulator in this process must not share its variables
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
+    flags += ["-shared", "-fPIC", "-fvisibility=hidden"]
     source = HERE.parent / "cpp" / "run_kernels.cpp"
     subprocess.run([compiler, *flags, f"-isystem{include}", str(source), "-o", str(target)], check=True)
     return ctypes.CDLL(str(target))
