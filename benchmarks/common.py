@@ -19,7 +19,17 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ["stadfast", "torch", "torchvision", "timm", "numpy", "scikit-learn", "anomalib", "openvino", "adeval"]
+PACKAGES = [
+    "stadfast",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "anomalib",
+    "openvino",
+    "adeval",
+]
 _SAMPLE_S = 2e-3  # shorter calls are repeated within a sample, as clock and first call would disturb it
 
 
