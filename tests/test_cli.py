@@ -300,6 +300,18 @@ def test_info_tells_the_backend_and_a_models_facts(model):
         assert word in result.stdout
 
 
+def test_demo_goes_the_whole_way(tmp_path, monkeypatch):
+    from stadfast.cli import demo
+
+    monkeypatch.setattr(demo, "QUICK", demo.Plan(train=8, test_good=2, test_per_defect=1, epochs=1))
+    result = run("demo", "--quick", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "plain PyTorch" in result.stdout
+    assert {"material", "model.safetensors", "figures.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert len(list((tmp_path / "heatmaps").rglob("*.png"))) == 5
+    assert "Generated woven material" in (tmp_path / "report.html").read_text()
+
+
 def test_json_has_no_nan():
     assert plain({"a": float("nan"), "b": (1, float("inf")), "c": Path("x")}) == {
         "a": None,
@@ -311,10 +323,12 @@ def test_json_has_no_nan():
 # ---------------------------------------- real processes
 
 
-def test_a_closed_pipe_is_no_error(model, category):
-    command = f"{sys.executable} -m stadfast score {model} {category}/test --batch-size 1 | head -n 1"
+@pytest.mark.parametrize("extra", ["", "--json scores.json"])
+def test_a_closed_pipe_is_no_error(model, category, tmp_path, extra):
+    command = f"{sys.executable} -m stadfast score {model} {category}/test --batch-size 1 {extra} | head -n 1"
+    environment = os.environ | {"PYTHONPATH": str(Path(sf.__file__).parents[1])}
     result = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False
+        ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
     )
     assert result.stdout.count("\n") == 1
     assert "Traceback" not in result.stderr
@@ -356,3 +370,36 @@ def test_resuming_a_finished_fit_changes_nothing(category, model):
     assert result.exit_code == 0
     assert "nothing to resume" in result.stderr
     assert model.read_bytes() == before
+
+
+def test_evaluate_anybodys_maps(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = np.zeros((3, 40, 50), np.uint8)
+    masks[0, 5:9, 5:9] = masks[1, 20:30, 30:45] = 255
+    maps = rng.random((3, 40, 50)).astype(np.float32) + masks / 400
+    for kind, name, index in (("scratch", "000", 0), ("scratch", "001", 1), ("good", "000", 2)):
+        (tmp_path / "maps" / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(maps[index]).save(tmp_path / "maps" / kind / f"{name}.tiff")
+        if kind != "good":
+            (tmp_path / "masks" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(masks[index]).save(tmp_path / "masks" / kind / f"{name}_mask.png")
+    folders = ("--maps", tmp_path / "maps", "--masks", tmp_path / "masks")
+    result = run("evaluate", *folders, "--json", "-")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    expected = sf.metrics.evaluate(maps, masks > 0)
+    assert figures["aupro"]["0.3"] == pytest.approx(expected["aupro"]["0.3"], abs=1e-12)
+    assert figures["n"] == expected["n"]
+    streamed = json.loads(run("evaluate", *folders, "--streaming", "--json", "-").stdout)
+    error = abs(streamed["aupro"]["0.3"] - expected["aupro"]["0.3"])
+    assert error <= streamed["bounds"]["aupro"]["0.3"] + 1e-12
+    assert "scratch" in run("evaluate", *folders).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--maps", "a"), ("m", "d", "--maps", "a", "--masks", "b"), ("m",)]
+)
+def test_evaluate_wants_a_model_or_maps(arguments):
+    result = run("evaluate", *arguments)
+    assert result.exit_code == 2
+    assert "MODEL" in result.stderr

@@ -118,8 +118,24 @@ def score(
 
 
 def evaluate(
-    model: Model,
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A category in MVTec's layout.")],
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL", help="A detector that fit has saved.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Argument(metavar="DATA]", help="A category in MVTec's layout.")
+    ] = None,
+    maps: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Instead: anybody's anomaly maps (TIFF, NPY, PNG).")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Their ground truth; a map without a mask is good.")
+    ] = None,
+    resize: Annotated[
+        str | None, typer.Option(metavar="maps|masks", help="Bring these to the size of the others.")
+    ] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Maps in constant memory, with error bounds.")
+    ] = False,
     json: Json = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write a report with curves and images.")
@@ -129,9 +145,17 @@ def evaluate(
     skip_broken: SkipBroken = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a detector on labelled test images."""
+    """Measure a detector on labelled test images, or anybody's anomaly maps with --maps and --masks."""
     from .evaluate import evaluate as run
+    from .evaluate import evaluate_maps
 
+    if maps is not None or masks is not None:
+        if maps is None or masks is None or model is not None:
+            raise typer.BadParameter("--maps and --masks go together, and without MODEL and DATA")
+        evaluate_maps(maps, masks, resize=resize, streaming=streaming, json=json)
+        return
+    if model is None or data is None:
+        raise typer.BadParameter("wanted MODEL and DATA, or --maps and --masks")
     run(model, data, json=json, report=report, device=device, batch_size=batch_size, skip_broken=skip_broken)
 
 

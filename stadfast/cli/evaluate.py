@@ -51,6 +51,16 @@ def evaluate(
         write_report(report, figures, records, model_facts(model), title=dataset.name, warnings=skipped_words)
 
 
+def evaluate_maps(maps: Path, masks: Path, *, resize: str | None, streaming: bool, json: str | None) -> None:
+    """Print the figures of maps and masks in files, whoever made the maps, and write JSON where asked."""
+    options: dict[str, Any] = {} if resize is None else {"resize": resize}
+    figures = metrics.evaluate_folders(maps, masks, exact=not streaming, progress=True, **options)
+    if json != "-":
+        print_figures(figures, str(maps))
+    if json is not None:
+        write_json(json, {"maps": maps, "masks": masks, **figures})
+
+
 def evaluate_detector(
     detector: Detector, samples: Sequence[Sample], *, batch_size: int = 16, skip_broken: bool = False
 ) -> tuple[dict[str, Any], list[Record]]:
@@ -112,12 +122,13 @@ def print_figures(figures: dict[str, Any], title: str) -> None:
     table.add_row("all", str(figures["n"]["images"]), *map(_number, overall))
     console = Console(highlight=False, markup=False, soft_wrap=False)
     console.print(table)
-    rates = figures["at_threshold"]
-    console.print(
-        f"at the threshold {figures['threshold']:.4g}: "
-        f"{_percent(rates['true_positive_rate'])} of the defective images are found, "
-        f"{_percent(rates['false_positive_rate'])} of the good ones called defective"
-    )
+    if "at_threshold" in figures:  # maps alone have no threshold
+        rates = figures["at_threshold"]
+        console.print(
+            f"at the threshold {figures['threshold']:.4g}: "
+            f"{_percent(rates['true_positive_rate'])} of the defective images are found, "
+            f"{_percent(rates['false_positive_rate'])} of the good ones called defective"
+        )
     for note in figures["notes"]:
         console.print(f"note: {printable(note)}")
 
