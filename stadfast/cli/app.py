@@ -119,11 +119,9 @@ def score(
 
 def evaluate(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL", help="A detector that fit has saved.")
+        Path | None, typer.Argument(metavar="MODEL", help="A detector that fit has saved.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Argument(metavar="DATA]", help="A category in MVTec's layout.")
-    ] = None,
+    data: Annotated[Path | None, typer.Argument(metavar="DATA", help="A category in MVTec's layout.")] = None,
     maps: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Instead: anybody's anomaly maps (TIFF, NPY, PNG).")
     ] = None,
