@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -36,10 +36,11 @@ def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Calla
         except KeyboardInterrupt:
             say("interrupted" + (f"; {after_interrupt}" if after_interrupt else ""))
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # the reader, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(BROKEN_PIPE) from None
+        except BrokenPipeError:
+            _close_pipe()
         except StadfastError as error:
+            if isinstance(error.__cause__, BrokenPipeError):  # while a file was being written, too
+                _close_pipe()
             if kwargs.get("debug"):
                 raise
             say(f"error: {printable(error)}")
@@ -51,6 +52,12 @@ def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Calla
             raise typer.Exit(1) from None
 
     return run
+
+
+def _close_pipe() -> NoReturn:
+    """The reader, such as head, has seen enough: that is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(BROKEN_PIPE) from None
 
 
 def say(message: str) -> None:

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,19 +28,33 @@ _BATCH_SIZE = 8  # small, so that few images make enough steps
 _PICTURES_PER_TYPE = 3
 
 
+class Plan(NamedTuple):
+    """Numbers of images, and of epochs."""
+
+    train: int
+    test_good: int
+    test_per_defect: int
+    epochs: int
+
+
+FULL, QUICK = Plan(120, 24, 12, 20), Plan(40, 10, 4, 6)
+
+
 def demo(output: Path, *, quick: bool) -> None:
     """Write the material, the model, ``figures.json``, ``overview.png``, heat maps and ``report.html`` to a folder."""
     start = time.monotonic()
     say("generating a woven material with slubs, scratches, stains and holes")
-    train, test_good, per_defect, epochs = (40, 10, 4, 6) if quick else (120, 24, 12, 20)
+    plan = QUICK if quick else FULL
     folder = output / "material"
     write_material(
-        folder, material="woven", size=(256, 256), train=train, test_good=test_good,
-        test_per_defect=per_defect, seed=0,
+        folder, "woven", (256, 256), train=plan.train, test_good=plan.test_good,
+        test_per_defect=plan.test_per_defect,
     )  # fmt: skip
     dataset = MVTecLayout(folder)
 
-    detector = STPM("efficientnet_lite0", image_size=_SIZE, epochs=epochs, batch_size=_BATCH_SIZE, seed=0)
+    detector = STPM(
+        "efficientnet_lite0", image_size=_SIZE, epochs=plan.epochs, batch_size=_BATCH_SIZE, seed=0
+    )
     detector.fit(dataset)
     model = output / "model.safetensors"
     detector.save(model)
