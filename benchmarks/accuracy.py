@@ -50,6 +50,7 @@ def run(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "backbone": options.backbone, "image_size": options.image_size, "epochs": options.epochs,
         "seed": options.seed, "variant": options.variant, "precision": options.precision,
+        "background_quantile": options.background_quantile,
     }  # fmt: skip
     detector = sf.STPM(**arguments, weights=options.weights or "default")
     start = time.perf_counter()
@@ -77,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variant", default="official")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--background-quantile", type=float)
     return parser.parse_args()
 
 
