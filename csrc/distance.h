@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "macros.h"
 
@@ -26,10 +27,11 @@ SF_HOST_DEVICE A along_term(A a, A inverse_a, A b, A inverse_b) {
   return a * inverse_a * normalised_difference(a, inverse_a, b, inverse_b);
 }
 
-// A vector below eps is divided by the constant eps, so that the second term vanishes.
+// A vector below eps is divided by the constant eps, so that the second term vanishes. (1 / eps) * eps may round to
+// a little less than 1.
 template <class A>
 SF_HOST_DEVICE A projection_gain(A inverse_a, A eps) {
-  return inverse_a * eps < A(1) ? A(1) : A(0);
+  return inverse_a * eps < A(1) - 4 * std::numeric_limits<A>::epsilon() ? A(1) : A(0);
 }
 
 // `factor`: 2 / |a| times the gradient that arrives at d.

@@ -177,6 +177,21 @@ def test_eps_is_the_length_below_which_a_vector_counts_as_zero(device: str) -> N
     assert float(reference.pyramid_distance([student], [teacher], 1.0)[0]) == pytest.approx(4e-6)
 
 
+@pytest.mark.parametrize("eps", [1.0, 0.21, 0.77, 0.85])  # 0.21: (1 / eps) * eps rounds to less than 1
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+def test_gradient_below_and_above_eps(device: str, layout: str, eps: float) -> None:
+    """Below, the length is the constant eps, and has no gradient."""
+    features = [pyramid([(5, 4, 4)], layout=layout, device=device, seed=seed)[0] for seed in (1, 2)]
+    lengths = eps * torch.linspace(0.1, 2.05, 32, device=device).view(2, 1, 4, 4)
+    student, teacher = (F.normalize(x) * lengths for x in features)
+    found = [x.detach().clone().requires_grad_() for x in (student, teacher)]
+    ops.pyramid_distance(found[:1], found[1:], eps=eps)[0].sum().backward()
+    wanted = [x.detach().double().requires_grad_() for x in (student, teacher)]
+    reference.pyramid_distance(wanted[:1], wanted[1:], eps)[0].sum().backward()
+    for got, want in zip(found, wanted, strict=True):
+        assert_near([got.grad], [want.grad], 1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["planar", "channels_last"])
 def test_results_do_not_depend_on_the_number_of_threads(layout: str, dtype: torch.dtype) -> None:
