@@ -31,7 +31,8 @@ SF_HOST_DEVICE A along_term(A a, A inverse_a, A b, A inverse_b) {
 // a little less than 1.
 template <class A>
 SF_HOST_DEVICE A projection_gain(A inverse_a, A eps) {
-  return inverse_a * eps < A(1) - 4 * std::numeric_limits<A>::epsilon() ? A(1) : A(0);
+  constexpr A below_one = A(1) - 4 * std::numeric_limits<A>::epsilon();
+  return inverse_a * eps < below_one ? A(1) : A(0);
 }
 
 // `factor`: 2 / |a| times the gradient that arrives at d.
