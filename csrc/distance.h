@@ -3,8 +3,8 @@
 // The difference form keeps 3e-6 relative accuracy where 2 - 2 cos would lose all digits.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
-#include <limits>
 
 #include "macros.h"
 
@@ -31,7 +31,7 @@ SF_HOST_DEVICE A along_term(A a, A inverse_a, A b, A inverse_b) {
 // a little less than 1.
 template <class A>
 SF_HOST_DEVICE A projection_gain(A inverse_a, A eps) {
-  constexpr A below_one = A(1) - 4 * std::numeric_limits<A>::epsilon();
+  constexpr A below_one = A(1) - 4 * A(sizeof(A) == sizeof(double) ? DBL_EPSILON : FLT_EPSILON);
   return inverse_a * eps < below_one ? A(1) : A(0);
 }
 
