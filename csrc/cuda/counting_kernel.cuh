@@ -41,10 +41,12 @@ __global__ void count_bins(Scores scores, Count* copies) {
   count_tensor<T>(scores, counts, [](T score) { return int64_t(bin_key(score)); });
 }
 
-__global__ void sum_copies(const Count* copies, int64_t* counts) {
+// A template, since two files include it.
+template <class C>
+__global__ void sum_copies(const C* copies, int64_t* counts) {
   const int64_t bin = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (bin >= kBins) return;
-  Count sum = 0;
+  C sum = 0;
   for (int copy = 0; copy < kCopies; ++copy) sum += copies[copy * kBins + bin];
   counts[bin] += int64_t(sum);
 }

@@ -24,7 +24,7 @@ template <class T>
 void histogram(unsigned blocks, int count, const void* const* data, const int64_t* size, int64_t* counts) {
   std::vector<Count> copies(kCopies * kBins);
   emulator::launch({blocks, unsigned(count)}, kThreads, count_bins<T>, describe(count, data, size), copies.data());
-  emulator::launch({unsigned(kBins / kThreads), 1}, kThreads, sum_copies, copies.data(), counts);
+  emulator::launch({unsigned(kBins / kThreads), 1}, kThreads, sum_copies<Count>, copies.data(), counts);
 }
 
 template <class T, class A>

@@ -13,17 +13,7 @@ import torch
 from stadfast import ops
 from stadfast.ops import _build
 
-# C functions that torch promises to keep, the C and C++ run-time libraries, and the linker's own.
-ALLOWED = re.compile(
-    r"(aoti_torch_|torch_)\w+|std::.*|operator (new|delete).*|(vtable|typeinfo|VTT) for (std|__cxxabiv1)::.*|"
-    r"_ITM_\w+|__gmon_start__|[a-zA-Z_]\w*@(GLIBC|GCC|CXXABI|GLIBCXX)_.*"
-)
-
-
-def undefined_symbols(path: Path, dynamic: bool = True) -> list[str]:
-    command = ["nm", "--undefined-only", "--demangle", *(["-D"] if dynamic else []), str(path)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line.split(maxsplit=1)[1] for line in lines if line.split()[0] in "Uwv"]
+from .symbols import ALLOWED, undefined_symbols, unstable_symbols
 
 
 @pytest.fixture
@@ -36,9 +26,8 @@ def library() -> Path:
 
 
 def test_no_unstable_symbols(library: Path) -> None:
-    symbols = undefined_symbols(library)
-    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
-    assert [symbol for symbol in symbols if not ALLOWED.fullmatch(symbol)] == []
+    assert any(symbol.startswith("aoti_torch_") for symbol in undefined_symbols(library))
+    assert unstable_symbols(library) == []
 
 
 @pytest.mark.parametrize("bad", ["at::Tensor::sizes() const", "c10::Warning::warn()", "torch::Library::def()",

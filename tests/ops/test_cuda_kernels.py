@@ -17,6 +17,7 @@ from torch import Tensor
 from stadfast.ops import _build, reference
 
 from .cases import COMBINATIONS, DTYPES, GRIDS, LAYOUTS, PYRAMIDS, pyramid
+from .symbols import unstable_symbols
 
 HERE = Path(__file__).resolve().parent
 GUARD = 64  # elements on both sides of every result, which the kernels must leave alone
@@ -177,7 +178,7 @@ def test_combination(kernels: ctypes.CDLL, name: str, grid_and_size: Any, dtype:
 
 
 @pytest.mark.slow
-def test_every_cuda_source_compiles_without_a_warning(tmp_path: Path) -> None:
+def test_the_cuda_library_compiles_without_a_warning_and_links(tmp_path: Path) -> None:
     home = _build.cuda_home()
     if home is None:
         pytest.skip("no CUDA toolkit")
@@ -187,12 +188,17 @@ def test_every_cuda_source_compiles_without_a_warning(tmp_path: Path) -> None:
     assert {path.stem for path in files} >= {"pyramid_distance", "anomaly_map", "upsample_combine"}
     include = ["-isystem", str(Path(torch.__file__).parent / "include")]
     strict = ["-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Werror", "-arch=sm_80"]
-    nvcc = [str(home / "bin" / "nvcc"), *_build.flags()["nvcc"], *strict, *include]
+    nvcc = [str(home / "bin" / "nvcc"), *_build.flags()["nvcc"], *strict]
+
+    def run(*command: str) -> str:
+        done = subprocess.run([*nvcc, *command], capture_output=True, text=True)
+        return "" if done.returncode == 0 else f"{command}: {done.stderr}"
 
     def compile_one(path: Path) -> str:
-        command = [*nvcc, "-c", str(path), "-o", str(tmp_path / f"{path.stem}.o")]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return "" if done.returncode == 0 else f"{path.name}: {done.stderr}"
+        return run(*include, "-c", str(path), "-o", str(tmp_path / f"{path.stem}.o"))
 
     with ThreadPoolExecutor(2) as pool:
         assert [error for error in pool.map(compile_one, files) if error] == []
+    library = tmp_path / "_C_cuda.so"
+    assert run("-shared", *(str(path) for path in tmp_path.glob("*.o")), "-o", str(library)) == ""
+    assert unstable_symbols(library) == []
