@@ -65,9 +65,8 @@ def histogram_svg(scores: Sequence[float], labels: Sequence[int], threshold: flo
             style: dict[str, Any] = {"color": colour, "alpha": 0.6, "edgecolor": "white", "linewidth": 0.4}
             axes.hist(values[chosen], edges.tolist(), label=name, **style)
     axes.axvline(threshold, color="#111827", linewidth=1.4, linestyle=(0, (4, 2)), label="threshold")
-    axes.margins(y=0.3)  # room for the legend
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper right", frameon=False)
+    figure.legend(loc="outside upper right", frameon=False, ncols=3, fontsize=9)
     return _svg(figure)
 
 
