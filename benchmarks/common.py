@@ -125,7 +125,7 @@ def write_result(
     path = RESULTS / f"{name}.json"
     document = {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_no_folder, sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(device),
         "parameters": dict(parameters or {}),
@@ -133,6 +133,11 @@ def write_result(
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _no_folder(argument: str) -> str:
+    """Where somebody keeps a file is nobody's business."""
+    return Path(argument).name if os.sep in argument else argument
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
