@@ -125,7 +125,9 @@ def write_result(
     path = RESULTS / f"{name}.json"
     document = {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_no_folder, sys.argv[1:])]),
+        "command": " ".join(
+            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_no_folder, sys.argv[1:])]
+        ),
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(device),
         "parameters": dict(parameters or {}),
