@@ -25,13 +25,8 @@ logger = logging.getLogger("stadfast")
 
 BUNDLE_FORMAT = 1
 DEFAULT_QUANTILE = 0.995
-_RUN_ARGUMENTS = (
-    "device",
-    "deterministic",
-    "cache_gb",
-    "epochs",
-    "patience",
-)  # may differ when a run is resumed
+# May differ when a run is resumed.
+_RUN_ARGUMENTS = ("device", "deterministic", "cache_gb", "epochs", "patience")
 _MINIMUM_SIZE = 32
 
 
@@ -299,7 +294,7 @@ class Detector:
         return {
             "format": BUNDLE_FORMAT,
             "method": self.method,
-            "arguments": self.get_params() | {"weights": describe_weights(self.weights)},
+            "arguments": self._described_arguments(),
             "threshold": self.threshold_,
             "calibration": self.calibration_,
             "preprocessing": {
@@ -375,8 +370,11 @@ class Detector:
             parts[i in held_out].append(image)
         return parts
 
+    def _described_arguments(self) -> dict[str, Any]:
+        return self.get_params() | {"weights": describe_weights(self.weights)}
+
     def _identity(self) -> dict[str, Any]:
-        arguments = self.get_params() | {"weights": describe_weights(self.weights)}
+        arguments = self._described_arguments()
         return {name: value for name, value in arguments.items() if name not in _RUN_ARGUMENTS}
 
     def _check_arguments(self) -> None:
