@@ -317,7 +317,10 @@ def test_damaged_and_hostile_weights(write, words, world, tmp_path):
 ARGUMENTS = {
     "--method magic": "magic",
     "--backbone lenet": "lenet",
-    "--variant best": "best",
+    "--set variant=best": "best",
+    "--set variant": "NAME=VALUE",
+    "--set colour=red": "colour",
+    "--set background_quantile=[1]": "background_quantile",
     "--image-size big": "big",
     "--image-size 0": "image_size",
     "--image-size 8": "image_size",

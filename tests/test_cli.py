@@ -159,7 +159,7 @@ def test_fit_says_what_it_does_on_stderr(category, tmp_path):
 
 def test_fit_reads_rectangular_sizes_and_the_variant(category, tmp_path):
     result = run("fit", category, "--backbone", "efficientnet_lite0", "--image-size", "64x96", "--epochs", 1,
-                 "--variant", "paper", "-o", tmp_path / "m")  # fmt: skip
+                 "--set", "variant=paper", "-o", tmp_path / "m")  # fmt: skip
     assert result.exit_code == 0, result.output
     detector = sf.load(tmp_path / "m")
     assert (detector._size, detector.variant) == ((64, 96), "paper")

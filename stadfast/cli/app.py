@@ -60,18 +60,21 @@ def fit(
         typer.Option(metavar="FILE", help="The teacher's: .pth or .safetensors; default ImageNet's."),
     ] = None,
     image_size: Annotated[
-        str, typer.Option(metavar="N|HxW", help="Images are resized to this height and width.")
-    ] = "256",
+        str | None,
+        typer.Option(
+            metavar="N|HxW", help="Images are resized to this height and width; default the method's."
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default the method's.")] = None,
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default the method's.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same detector.")] = 0,
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of the training.")] = "auto",
     device: Device = "auto",
-    variant: Annotated[
-        str | None, typer.Option(metavar="official|paper|anomalib", help="Of stpm; default official.")
-    ] = None,
-    background_quantile: Annotated[
-        float | None, typer.Option(help="Of stpm: divide maps by this quantile of themselves (uneven light).")
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any other argument of the method, such as variant=paper."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run ended.")] = False,
     skip_broken: SkipBroken = False,
@@ -82,17 +85,15 @@ def fit(
 ) -> None:
     """Learn what good images look like."""
     from .fit import fit as run
-    from .fit import parse_size
+    from .fit import parse_setting, parse_size
 
     chosen: dict[str, Any] = {
-        "backbone": backbone, "weights": weights, "epochs": epochs, "variant": variant,
-        "background_quantile": background_quantile,
+        "backbone": backbone, "weights": weights, "epochs": epochs, "batch_size": batch_size,
+        "image_size": None if image_size is None else parse_size(image_size),
+        **dict(map(parse_setting, settings or ())),
     }  # fmt: skip
     arguments = {name: value for name, value in chosen.items() if value is not None}
-    arguments |= {
-        "image_size": parse_size(image_size), "batch_size": batch_size, "seed": seed, "precision": precision,
-        "device": device, "deterministic": deterministic,
-    }  # fmt: skip
+    arguments |= {"seed": seed, "precision": precision, "device": device, "deterministic": deterministic}
     run(data, method, output, resume=resume, skip_broken=skip_broken, arguments=arguments)
 
 

@@ -64,8 +64,8 @@ def demo(output: Path, *, quick: bool) -> None:
     write_report(
         output / "report.html", figures, records, model_facts(model), title="Generated woven material"
     )
-    write_overview(output / "overview.png", records, figures["threshold"])
-    _write_heatmaps(output / "heatmaps", records, figures["threshold"])
+    write_overview(output / "overview.png", records, figures["pixel_threshold"])
+    _write_heatmaps(output / "heatmaps", records, figures["pixel_threshold"])
 
     print_figures(figures, "Generated woven material")
     fused, plain = map_latency(detector, read_image(dataset.test[0].image))

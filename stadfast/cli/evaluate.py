@@ -69,7 +69,8 @@ def evaluate_detector(
     Masks are brought to the maps' size as the share of defective area of each pixel, cut at one half.
 
     Returns:
-        What ``metrics.evaluate`` gives, with the detector's ``threshold`` and its decisions ``at_threshold``.
+        What ``metrics.evaluate`` gives, with the detector's ``threshold``, ``pixel_threshold`` and ``notes``, and its
+        decisions ``at_threshold``.
         Files left out are in ``detector.broken_``.
     """
     by_path = {sample.image: sample for sample in samples}
@@ -90,10 +91,12 @@ def evaluate_detector(
         types=[record.defect for record in records],
     )
     figures["protocol"] |= {
-        "image_score": "maximum of the map",
+        "image_score": detector.image_score,
         "map_size": list(records[0].map.shape),
         "masks": "resized to the maps with antialiasing, cut at one half",
     }
+    figures["notes"] = [*detector.notes_, *figures["notes"]]
+    figures["pixel_threshold"] = detector.pixel_threshold_
     return figures | _decisions(records, detector.threshold_), records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 from ..data import open_dataset
 from ..errors import UsageError
 from ..methods import create
+from ..methods.checkpoint import checkpoint_files
 from ._guard import printable, say
 from .score import warn_broken
 
@@ -23,16 +25,18 @@ def fit(
     """Train, calibrate and save. While it runs, ``OUTPUT.checkpoint`` holds what ``--resume`` needs."""
     _check_output(output)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
-    if resume and output.exists() and not checkpoint.exists():
+    unfinished = checkpoint_files(checkpoint)
+    if resume and output.exists() and not unfinished:
         say(f"{printable(output)} is complete: there is nothing to resume")
         return
-    if checkpoint.exists() and not resume:
-        say(f"starting anew; --resume would continue from {printable(checkpoint)}")
+    if unfinished and not resume:
+        say(f"starting anew; --resume would continue from {printable(unfinished[-1])}")
     detector = create(method, **arguments)
     with _log_to_stderr():
         detector.fit(open_dataset(data), checkpoint=checkpoint, resume=resume, skip_broken=skip_broken)
     detector.save(output)
-    checkpoint.unlink(missing_ok=True)
+    for file in checkpoint_files(checkpoint):
+        file.unlink(missing_ok=True)
     warn_broken(detector.broken_)
     last = detector.history_[-1]
     print(f"{printable(output)}: {method}, {last.epoch} epochs, threshold {detector.threshold_:.4g}")
@@ -45,6 +49,17 @@ def parse_size(text: str) -> int | tuple[int, int]:
         raise UsageError(f"--image-size: expected a number, or HxW such as 256x192; got {text!r}")
     sides = [int(part) for part in parts]
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``"name=value"``; the value as JSON (numbers, true, null, lists), else as text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--set: expected NAME=VALUE, such as variant=paper; got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _check_output(output: Path) -> None:

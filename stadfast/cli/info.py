@@ -63,6 +63,7 @@ def model_facts(model: Path) -> dict[str, Any]:
         "method": header["method"],
         **{name: value for name, value in arguments.items() if name not in leave_out},
         "threshold": header["threshold"],
+        **({"notes": "; ".join(header["notes"])} if header["notes"] else {}),
         **{name: header[name] for name in ("calibration", "data", "training", "versions") if name in header},
     }
 

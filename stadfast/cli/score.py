@@ -36,9 +36,8 @@ def score(
                 f"every image lies in {heatmaps}, the folder for heat maps; wanted another folder"
             )
     names = dict(zip(images, picture_names(images), strict=True))
-    threshold = detector.threshold_
     with opened(json) as file, progress("scoring", len(images)) as job:
-        head = {"model": model, "method": detector.method, "threshold": threshold}
+        head = {"model": model, "method": detector.method, "threshold": detector.threshold_}
         results = JsonList(file, head, "images")
         for files, out in detector.stream(images, batch_size=batch_size, skip_broken=skip_broken):
             for index, path in enumerate(files):
@@ -47,7 +46,9 @@ def score(
                 if json != "-":
                     print(f"{printable(path)}\t{value:.6g}\t{'defective' if defective else 'good'}")
                 if heatmaps is not None:
-                    write_heatmap(heatmaps / names[path], path, out.anomaly_map[index], threshold)
+                    write_heatmap(
+                        heatmaps / names[path], path, out.anomaly_map[index], detector.pixel_threshold_
+                    )
             job.advance(len(files))
         skipped = [{"path": path, "reason": reason} for path, reason in detector.broken_]
         results.close({"skipped": skipped})

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from ..errors import BundleError, UsageError
-from .base import BUNDLE_FORMAT, Detector
+from .base import BUNDLE_FORMAT, Detector, argument_names
 from .bundle import read_tensors
 from .graph import Prediction, ScoringGraph
 from .stpm import STPM
@@ -25,10 +25,11 @@ def create(method: str, **arguments: Any) -> Detector:
     """
     if method not in METHODS:
         raise UsageError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    try:
-        return METHODS[method](**arguments)
-    except TypeError as error:
-        raise UsageError(f"{method}: {str(error).split('() ')[-1]}") from error
+    known = argument_names(METHODS[method])
+    for name in arguments:
+        if name not in known:
+            raise UsageError(f"{method} has no argument {name!r}; it has {', '.join(known)}")
+    return METHODS[method](**arguments)
 
 
 def load(path: str | os.PathLike[str], device: str = "auto") -> Detector:

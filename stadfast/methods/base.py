@@ -13,18 +13,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backbones import DEFAULT_WEIGHTS
+from ..backbones import DEFAULT_WEIGHTS, FeaturePyramid, create_backbone, freeze
 from ..errors import DataError, StadfastError, UsageError
 from .bundle import write_tensors
+from .calibration import threshold_of
 from .graph import Prediction, Preprocess, ScoringGraph
 from .hardware import Precision, choose_device, choose_precision, deterministic_algorithms
 from .sources import Images, fingerprint, images_of, read_resized, training_images
-from .training import Callback, EpochRecord, TrainingOptions, best_epoch
+from .training import Callback, EpochRecord, TrainingOptions, summary
 
 logger = logging.getLogger("stadfast")
 
 BUNDLE_FORMAT = 1
-DEFAULT_QUANTILE = 0.995
 # May differ when a run is resumed.
 _RUN_ARGUMENTS = ("device", "deterministic", "cache_gb", "epochs", "patience")
 _MINIMUM_SIZE = 32
@@ -49,14 +49,18 @@ class Detector:
         cache_gb: memory for the teacher's features during training; None: half of what is free.
 
     Attributes:
-        threshold_: images and pixels above it are anomalous.
+        threshold_, pixel_threshold_: images and pixels above them are anomalous; the same number where the image
+            score is the map's maximum.
         graph_: the module behind ``predict``: (B, 3, h, w) float in [0, 1] -> Prediction.
         history_: one record per epoch.
         broken_: (path, reason) of training images left out.
         metadata_: what the bundle says about the detector's making.
+        notes_: what whoever reads its figures must know, such as test images seen in training.
     """
 
     method: ClassVar[str]
+    image_score: ClassVar[str] = "maximum of the map"
+    _file_arguments: ClassVar[tuple[str, ...]] = ("weights",)  # a bundle names their files, not their folders
 
     def __init__(
         self,
@@ -91,9 +95,20 @@ class Detector:
 
     # ---------------------------------------------------------------- what a method adds
 
-    def _build(self, weights: Any) -> tuple[Preprocess, nn.Module]:
-        """The preprocessing and the untrained network (normalised images -> maps); ``weights`` for the teacher."""
+    def _build(self, pretrained: bool) -> tuple[Preprocess, nn.Module]:
+        """The preprocessing and the untrained network: normalised images -> maps, or (maps, image scores).
+
+        Args:
+            pretrained: load the teachers' weights; False when a bundle's will follow.
+        """
         raise NotImplementedError
+
+    def _teacher(
+        self, backbone: str, layers: Sequence[str] | None, weights: Any, pretrained: bool
+    ) -> FeaturePyramid:
+        """A frozen pyramid with its weights, ``"default"`` being the backbone's own."""
+        chosen = DEFAULT_WEIGHTS.get(backbone) if weights == "default" else weights
+        return freeze(create_backbone(backbone, layers, chosen if pretrained else None, seed=self.seed))
 
     def _train(
         self, graph: ScoringGraph, train: Images, held_out: Images, precision: Precision,
@@ -138,6 +153,7 @@ class Detector:
         self._check_arguments()
         images = training_images(data)
         self.broken_: list[tuple[Path, str]] = []
+        self.notes_: list[str] = []
         device = choose_device(self.device)
         precision = choose_precision(self.precision, device)
         logger.info("training on %s in %s (%s)", device, precision.name, precision.reason)
@@ -149,22 +165,17 @@ class Detector:
             callbacks=callbacks, show_progress=show_progress,
         )  # fmt: skip
         with deterministic_algorithms(self.deterministic):
-            weights = DEFAULT_WEIGHTS.get(self.backbone) if self.weights == "default" else self.weights
-            graph = ScoringGraph(*self._build(weights)).to(device)
+            graph = ScoringGraph(*self._build(pretrained=True)).to(device)
             self.history_ = self._train(graph, train, held_out, precision, options, skip_broken)
             self._adopt(graph)
             broken = list(self.broken_)
             train, held_out = (_without(images, broken) for images in (train, held_out))
             self._calibrate_after_fit(train, held_out)
             self.broken_ = broken
-        selected = best_epoch(self.history_)
         self.metadata_ = {
             "data": {"fingerprint": identity["images"], "train": len(train), "held_out": len(held_out)},
-            "training": {
-                "epochs": len(self.history_), "selected_epoch": selected.epoch, "loss": selected.loss,
-                "validation": selected.validation, "precision": precision.name,
-            },
-        }  # fmt: skip
+            "training": {**summary(self.history_), "precision": precision.name},
+        }
         return self
 
     def calibrate(
@@ -180,41 +191,33 @@ class Detector:
         Args:
             data: good images, as for :meth:`predict`.
             quantile: of their image scores, 0 to 1; default 0.995.
-            target_fpr: instead of a quantile, the share of good images that may be called anomalous. The threshold is
-                the ``ceil((n + 1)(1 - target_fpr))``-th smallest of n scores, which keeps the promise for new images
-                from the same process (split conformal prediction), given at least ``1 / target_fpr - 1`` images.
+            target_fpr: instead of a quantile, the share of good images that may be called anomalous, see
+                :func:`~stadfast.methods.calibration.threshold_of`.
             skip_broken: leave out unreadable files.
 
         Raises:
             UsageError: both or neither kind fits, out of range, or too few images for ``target_fpr``.
         """
-        if quantile is not None and target_fpr is not None:
-            raise UsageError("quantile and target_fpr exclude each other")
-        self._calibrate(self.score(data, skip_broken=skip_broken), quantile, target_fpr, "given images")
+        self._calibrate(data, quantile, target_fpr, "given images", skip_broken)
         return self
 
     def _calibrate(
-        self, scores: Tensor, quantile: float | None, target_fpr: float | None, source: str
+        self, data: Any, quantile: float | None, target_fpr: float | None, source: str, skip_broken: bool
     ) -> None:
-        rule: dict[str, float]
-        if target_fpr is not None:
-            if not 0 < target_fpr < 1:
-                raise UsageError(f"target_fpr: expected a number between 0 and 1, got {target_fpr}")
-            rank = math.ceil((len(scores) + 1) * (1 - target_fpr))
-            if rank > len(scores):
-                needed = math.ceil(1 / target_fpr) - 1
-                raise UsageError(
-                    f"target_fpr {target_fpr} needs at least {needed} good images, got {len(scores)}"
-                )
-            rule, value = {"target_fpr": target_fpr}, scores.sort().values[rank - 1]
-        else:
-            quantile = DEFAULT_QUANTILE if quantile is None else quantile
-            if not 0 <= quantile <= 1:
-                raise UsageError(f"quantile: expected a number from 0 to 1, got {quantile}")
-            rule, value = {"quantile": quantile}, torch.quantile(scores.double(), quantile).float()
+        """Image threshold from the image scores, pixel threshold by the same rule from the maps' maxima."""
+        batches = [found for _, found in self.stream(data, skip_broken=skip_broken)]
+        scores = torch.cat([found.pred_score for found in batches])
+        peaks = torch.cat([found.anomaly_map.flatten(1).amax(1) for found in batches])
+        value, rule = threshold_of(scores, quantile, target_fpr)
         self.calibration_ = {**rule, "images": len(scores), "source": source}
-        self.threshold_ = value.item()
-        self.graph_.threshold.fill_(value)
+        self._set_thresholds(value.item(), threshold_of(peaks, quantile, target_fpr)[0].item())
+
+    def _set_thresholds(self, image: float, pixel: float) -> None:
+        if not (math.isfinite(image) and math.isfinite(pixel)):
+            raise ValueError(f"the thresholds are {image} and {pixel}")
+        self.threshold_, self.pixel_threshold_ = image, pixel
+        self.graph_.threshold.fill_(image)
+        self.graph_.pixel_threshold.fill_(pixel)
 
     def _calibrate_after_fit(self, train: Images, held_out: Images) -> None:
         source = "held-out images" if held_out else "training images"
@@ -223,7 +226,7 @@ class Detector:
                 "no images were held out: the threshold comes from the training images and is likely too low; "
                 "calibrate() on other good images, or set validation_fraction"
             )
-        self._calibrate(self.score(held_out or train), None, None, source)
+        self._calibrate(held_out or train, None, None, source, False)
 
     # ---------------------------------------------------------------- predicting
 
@@ -296,6 +299,8 @@ class Detector:
             "method": self.method,
             "arguments": self._described_arguments(),
             "threshold": self.threshold_,
+            "pixel_threshold": self.pixel_threshold_,
+            "notes": self.notes_,
             "calibration": self.calibration_,
             "preprocessing": {
                 "size": list(graph.preprocess.size), "mean": graph.preprocess.mean.flatten().tolist(),
@@ -307,11 +312,11 @@ class Detector:
 
     def get_params(self) -> dict[str, Any]:
         """The constructor's arguments, as scikit-learn's estimators give them."""
-        return {name: getattr(self, name) for name in _argument_names(type(self))}
+        return {name: getattr(self, name) for name in argument_names(type(self))}
 
     def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take over a bundle's contents; KeyError, RuntimeError, TypeError, ValueError if they do not fit."""
-        graph = ScoringGraph(*self._build(None))
+        graph = ScoringGraph(*self._build(pretrained=False))
         graph.load_state_dict(dict(tensors))
         bad = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
         if bad:
@@ -319,12 +324,9 @@ class Detector:
         self.calibration_ = dict(header["calibration"])
         self.metadata_ = {key: dict(header[key]) for key in ("data", "training")}
         self.history_, self.broken_ = [], []
-        threshold = float(header["threshold"])
-        if not math.isfinite(threshold):
-            raise ValueError(f"the threshold is {threshold}")
+        self.notes_ = [str(note) for note in header["notes"]]
         self._adopt(graph)
-        self.threshold_ = threshold
-        graph.threshold.fill_(threshold)
+        self._set_thresholds(float(header["threshold"]), float(header["pixel_threshold"]))
 
     # ---------------------------------------------------------------- details
 
@@ -371,7 +373,8 @@ class Detector:
         return parts
 
     def _described_arguments(self) -> dict[str, Any]:
-        return self.get_params() | {"weights": describe_weights(self.weights)}
+        files = {name: _described(getattr(self, name)) for name in self._file_arguments}
+        return self.get_params() | files
 
     def _identity(self) -> dict[str, Any]:
         arguments = self._described_arguments()
@@ -406,12 +409,14 @@ def _without(images: Images, broken: Sequence[tuple[Path, str]]) -> Images:
     return [image for image in images if not (isinstance(image, Path) and image in left_out)]  # type: ignore[return-value]
 
 
-def _argument_names(cls: type[Detector]) -> list[str]:
+def argument_names(cls: type[Detector]) -> list[str]:
     return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
 
-def describe_weights(weights: Any) -> Any:
-    """Weights as a bundle names them: a keyword, a file's name (no folder), or ``"state dict"``."""
-    if isinstance(weights, Mapping):
+def _described(given: Any) -> Any:
+    """Files as a bundle names them: a keyword, a name without folders, or what kind of object was given."""
+    if isinstance(given, Mapping):
         return "state dict"
-    return Path(weights).name if weights is not None else None
+    if isinstance(given, (str, os.PathLike)):
+        return Path(given).name
+    return None if given is None else type(given).__name__

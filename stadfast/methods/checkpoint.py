@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,11 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
     best_value: float = float("inf")
     best: dict[str, Tensor] | None = None
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The files of a run whose checkpoint is ``path``: itself, and those of its phases."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}*"))
 
 
 def write_checkpoint(path: Path, trainee: Trainee, state: TrainingState, identity: Mapping[str, Any]) -> None:

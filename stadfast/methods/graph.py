@@ -14,10 +14,10 @@ class Prediction(NamedTuple):
     """What a detector says about N images; the fields and shapes of anomalib's ``InferenceBatch``.
 
     Attributes:
-        pred_score: (N,) float32, the image score: the maximum of the map.
+        pred_score: (N,) float32, the image score: the maximum of the map, or what the method defines.
         pred_label: (N,) bool, ``pred_score > threshold``.
         anomaly_map: (N, 1, H, W) float32 at the detector's image size; raw scores, never rescaled.
-        pred_mask: (N, 1, H, W) bool, ``anomaly_map > threshold``.
+        pred_mask: (N, 1, H, W) bool, ``anomaly_map > pixel_threshold``.
     """
 
     pred_score: Tensor
@@ -57,19 +57,25 @@ class ScoringGraph(nn.Module):
 
     Args:
         preprocess: (B, 3, h, w) in [0, 1] -> the network's input.
-        network: the method's networks, from that input to anomaly maps (B, 1, H, W).
-        threshold: image and pixel threshold; infinite until calibrated.
+        network: the method's networks, from that input to anomaly maps (B, 1, H, W), or to such maps and image
+            scores (B,) where the score is not the map's maximum.
+
+    Attributes:
+        threshold, pixel_threshold: of image scores and of maps; infinite until calibrated. The same number where
+            the score is the map's maximum.
     """
 
     threshold: Tensor
+    pixel_threshold: Tensor
 
-    def __init__(self, preprocess: Preprocess, network: nn.Module, threshold: float = float("inf")) -> None:
+    def __init__(self, preprocess: Preprocess, network: nn.Module) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.network = network
-        self.register_buffer("threshold", torch.tensor(threshold, dtype=torch.float32), persistent=False)
+        for name in ("threshold", "pixel_threshold"):
+            self.register_buffer(name, torch.tensor(float("inf")), persistent=False)
 
     def forward(self, images: Tensor) -> Prediction:
-        maps = self.network(self.preprocess(images))
-        scores = maps.flatten(1).amax(dim=1)
-        return Prediction(scores, scores > self.threshold, maps, maps > self.threshold)
+        found = self.network(self.preprocess(images))
+        maps, scores = found if isinstance(found, tuple) else (found, found.flatten(1).amax(dim=1))
+        return Prediction(scores, scores > self.threshold, maps, maps > self.pixel_threshold)

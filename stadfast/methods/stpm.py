@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..backbones import FeaturePyramid, create_backbone, freeze
+from ..backbones import FeaturePyramid, create_backbone
 from ..errors import UsageError
 from .base import Detector
 from .features import FeatureStore
@@ -107,14 +107,14 @@ class STPM(Detector):
         self.weight_decay = weight_decay
         self.validation_fraction = validation_fraction  # type: ignore[assignment]
 
-    def _build(self, weights: Any) -> tuple[Preprocess, nn.Module]:
+    def _build(self, pretrained: bool) -> tuple[Preprocess, nn.Module]:
         variant = self._variant()
         if self.combine not in ops.COMBINATIONS:
             raise UsageError(f"combine: expected one of {', '.join(ops.COMBINATIONS)}, got {self.combine!r}")
         quantile = self.background_quantile
-        if quantile is not None and not 0 <= quantile <= 1:
+        if quantile is not None and not (isinstance(quantile, (int, float)) and 0 <= quantile <= 1):
             raise UsageError(f"background_quantile: expected a number from 0 to 1, got {quantile!r}")
-        teacher = freeze(create_backbone(self.backbone, self.layers, weights, seed=self.seed))
+        teacher = self._teacher(self.backbone, self.layers, self.weights, pretrained)
         student = create_backbone(self.backbone, self.layers, seed=self.seed)
         network = StudentTeacher(
             teacher, student, self._size,

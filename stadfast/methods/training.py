@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,12 +32,14 @@ class EpochRecord:
         loss: mean training loss.
         validation: the value that selects the best epoch (lower is better), None without held-out images.
         seconds: wall time of the epoch.
+        phase: which of a method's trainings, such as ``"teacher"``; empty if there is one only.
     """
 
     epoch: int
     loss: float
     validation: float | None
     seconds: float = field(compare=False)
+    phase: str = ""
 
 
 Callback = Callable[[EpochRecord], None]
@@ -72,6 +74,7 @@ class TrainingOptions:
         identity: what a checkpoint must agree with to be continued (arguments, data).
         callbacks: called with each EpochRecord.
         show_progress: the bar with the time left.
+        name: of the phase, for methods that train several networks one after the other.
     """
 
     epochs: int
@@ -83,6 +86,20 @@ class TrainingOptions:
     identity: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Callback] = ()
     show_progress: bool = True
+    name: str = ""
+
+    def phase(self, name: str, **changes: Any) -> TrainingOptions:
+        """The options of one of several trainings, with a checkpoint file of its own.
+
+        A resumed run takes finished phases from their files, so that :func:`train` returns at once for them.
+
+        Args:
+            name: of the phase; lower-case words.
+            changes: other fields that differ, such as ``epochs``.
+        """
+        file = self.checkpoint
+        own = file and file.with_name(f"{file.name}.{name.replace(' ', '-')}")
+        return replace(self, name=name, checkpoint=own, **changes)
 
 
 def train(trainee: Trainee, options: TrainingOptions) -> list[EpochRecord]:
@@ -101,7 +118,10 @@ def train(trainee: Trainee, options: TrainingOptions) -> list[EpochRecord]:
     steps = math.ceil(len(trainee) / options.batch_size)
     written, cost = time.monotonic(), 0.0
     with progress(
-        "training", options.epochs * steps, done=len(state.history) * steps, show=options.show_progress
+        options.name or "training",
+        options.epochs * steps,
+        done=len(state.history) * steps,
+        show=options.show_progress,
     ) as job:
         while len(state.history) < options.epochs and not _exhausted(state, options.patience):
             record = _run_epoch(trainee, len(state.history) + 1, options, job)
@@ -126,6 +146,17 @@ def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord:
     """The record whose weights :func:`train` leaves behind."""
     validated = [r for r in history if r.validation is not None]
     return min(validated, key=lambda r: (r.validation, r.epoch)) if validated else history[-1]
+
+
+def summary(history: Sequence[EpochRecord]) -> dict[str, Any]:
+    """What a bundle says of its training; phase by phase where there were several."""
+    phases = {record.phase: [r for r in history if r.phase == record.phase] for record in history}
+    if len(phases) > 1:
+        return {"phases": {name: summary(records) for name, records in phases.items()}}
+    best = best_epoch(history)
+    return {
+        "epochs": len(history), "selected_epoch": best.epoch, "loss": best.loss, "validation": best.validation,
+    }  # fmt: skip
 
 
 def _starting_state(trainee: Trainee, options: TrainingOptions) -> TrainingState:
@@ -167,7 +198,7 @@ def _run_epoch(trainee: Trainee, epoch: int, options: TrainingOptions, job: Prog
     trainee.module.eval()
     with torch.no_grad():
         validation = trainee.validate()
-    return EpochRecord(epoch, total / len(trainee), validation, time.monotonic() - start)
+    return EpochRecord(epoch, total / len(trainee), validation, time.monotonic() - start, options.name)
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def _context(
         "warnings": [*warnings, *evaluation.get("notes", []), *_own_warnings(good, bad)],
         "curves": _curves(evaluation, records, threshold),
         "rows": _type_rows(evaluation, good, bad, threshold),
-        "sections": _sections(records, threshold),
+        "sections": _sections(records, threshold, float(evaluation.get("pixel_threshold", threshold))),
         "scale": {
             "image": png(colour_bar(512, 12)),
             "ticks": [_tick(step * DECADES / 2) for step in range(-2, 3)],
@@ -186,7 +186,7 @@ def _type_rows(
     return rows
 
 
-def _sections(records: Sequence[Record], threshold: float) -> list[dict[str, Any]]:
+def _sections(records: Sequence[Record], threshold: float, pixel_threshold: float) -> list[dict[str, Any]]:
     notes = {
         "worst": ("Worst", "Missed defects and false alarms first, then the least certain decisions."),
         "borderline": ("Borderline", "Scores closest to the threshold: a small change of it decides."),
@@ -194,7 +194,11 @@ def _sections(records: Sequence[Record], threshold: float) -> list[dict[str, Any
     }
     chosen = choose_examples(records, threshold)
     return [
-        {"name": name, "note": note, "examples": [_example(record, threshold) for record in chosen[key]]}
+        {
+            "name": name,
+            "note": note,
+            "examples": [_example(record, pixel_threshold) for record in chosen[key]],
+        }
         for key, (name, note) in notes.items()
         if chosen[key]
     ]

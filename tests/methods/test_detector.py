@@ -183,9 +183,9 @@ def test_same_seed_same_bytes(arguments: dict[str, Any], images: Tensor, tmp_pat
 
 
 def test_a_bundle_holds_no_path_of_the_machine(fitted: sf.STPM, tmp_path: Path) -> None:
-    from stadfast.methods.base import describe_weights
+    from stadfast.methods.base import _described
 
-    assert describe_weights(tmp_path / "teacher.pth") == "teacher.pth"
+    assert _described(tmp_path / "teacher.pth") == "teacher.pth"
     assert fitted.header()["arguments"]["weights"] == "state dict"
 
 
@@ -193,3 +193,45 @@ def test_params_round_trip(arguments: dict[str, Any]) -> None:
     detector = sf.STPM(**arguments)
     assert sf.STPM(**detector.get_params()).get_params() == detector.get_params()
     assert "image_size=(48, 64)" in repr(detector)
+
+
+class MeanScored(sf.STPM):
+    """A method whose image score is not the map's maximum, with a word to whoever reads its figures."""
+
+    method = "mean-scored"
+
+    class Network(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            maps = self.inner(x)
+            return maps, maps.mean((1, 2, 3))
+
+    def _build(self, pretrained: bool) -> Any:
+        preprocess, network = super()._build(pretrained)
+        return preprocess, self.Network(network)
+
+    def _train(self, graph: Any, *rest: Any) -> Any:
+        self.notes_.append("half of the figures are made up")
+        inner = sf.methods.ScoringGraph(graph.preprocess, graph.network.inner)
+        return super()._train(inner, *rest)
+
+
+def test_a_score_beside_the_map_has_a_threshold_of_its_own(
+    arguments: dict[str, Any], images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = MeanScored(**arguments).fit(images, show_progress=False)
+    p = detector.predict(images)
+    assert torch.equal(p.pred_score, p.anomaly_map.mean((1, 2, 3)))
+    assert detector.threshold_ < detector.pixel_threshold_
+    assert torch.equal(p.pred_label, p.pred_score > detector.threshold_)
+    assert torch.equal(p.pred_mask, p.anomaly_map > detector.pixel_threshold_)
+
+    detector.save(tmp_path / "m")
+    monkeypatch.setitem(sf.methods.METHODS, "mean-scored", MeanScored)
+    loaded = sf.load(tmp_path / "m")
+    assert (loaded.threshold_, loaded.pixel_threshold_) == (detector.threshold_, detector.pixel_threshold_)
+    assert loaded.notes_ == ["half of the figures are made up"]
+    assert all(torch.equal(a, b) for a, b in zip(p, loaded.predict(images), strict=True))

@@ -45,8 +45,8 @@ RECOMPUTED = {"official": official_map, "paper": paper_map, "anomalib": paper_ma
 def test_maps_are_the_recomputed_ones_on_real_features(
     shared: Any, variant: str, memory_format: torch.memory_format
 ) -> None:
-    detector = sf.STPM(variant=variant)
-    preprocess, network = detector._build(shared / "weights/resnet18_l123.pth")
+    detector = sf.STPM(weights=shared / "weights/resnet18_l123.pth", variant=variant)
+    preprocess, network = detector._build(pretrained=True)
     network.eval().to(memory_format=memory_format)
     paths = sorted((shared / "data/mvtec_bottle/test/broken_large").glob("*.png"))[:4]
     images = torch.stack([sf.data.to_float(sf.data.read_image(path)) for path in paths])
@@ -59,7 +59,7 @@ def test_maps_are_the_recomputed_ones_on_real_features(
 
 @pytest.mark.parametrize("variant", RECOMPUTED)
 def test_maps_are_the_recomputed_ones(variant: str) -> None:
-    preprocess, network = sf.STPM(variant=variant, image_size=(96, 64))._build(None)
+    preprocess, network = sf.STPM(variant=variant, image_size=(96, 64))._build(pretrained=False)
     network.teacher.load_state_dict(sf.backbones.create_backbone("resnet18", seed=5).state_dict())
     network.eval()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_maps_are_the_recomputed_ones(variant: str) -> None:
 
 
 def imitation(detector: sf.STPM, images: Tensor) -> tuple[_Imitation, StudentTeacher, FeatureStore]:
-    preprocess, network = detector._build(detector.weights)
+    preprocess, network = detector._build(pretrained=True)
     store = FeatureStore(
         list(images),
         preprocess,
@@ -137,7 +137,7 @@ def test_variants_differ_as_documented() -> None:
 
 @pytest.mark.parametrize("combine", ["product", "sum", "mean"])
 def test_combine_option_reaches_the_map(arguments: dict[str, Any], images: Tensor, combine: str) -> None:
-    preprocess, network = sf.STPM(**arguments, combine=combine)._build(arguments["weights"])
+    preprocess, network = sf.STPM(**arguments, combine=combine)._build(pretrained=True)
     network.eval()
     with torch.no_grad():
         x = preprocess(sf.data.to_float(images[:2]))
@@ -147,8 +147,8 @@ def test_combine_option_reaches_the_map(arguments: dict[str, Any], images: Tenso
 
 
 def test_background_quantile_divides_each_map_by_its_own(arguments: dict[str, Any], images: Tensor) -> None:
-    preprocess, plain = sf.STPM(**arguments)._build(arguments["weights"])
-    _, divided = sf.STPM(**arguments, background_quantile=0.25)._build(arguments["weights"])
+    preprocess, plain = sf.STPM(**arguments)._build(pretrained=True)
+    _, divided = sf.STPM(**arguments, background_quantile=0.25)._build(pretrained=True)
     x = preprocess(sf.data.to_float(images[:3]))
     with torch.no_grad():
         raw, relative = plain.eval()(x), divided.eval()(x)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import stadfast as sf
 from stadfast.errors import BundleError, StadfastError
-from stadfast.methods.training import EpochRecord, TrainingOptions, train
+from stadfast.methods.checkpoint import checkpoint_files
+from stadfast.methods.training import EpochRecord, TrainingOptions, summary, train
 
 
 class Toy:
@@ -152,3 +153,24 @@ def test_resume_without_a_checkpoint_starts_anew(
         images, checkpoint=tmp_path / "none.checkpoint", resume=True, show_progress=False
     )
     assert len(detector.history_) == 3
+
+
+@pytest.mark.usefixtures("eager_checkpoints")
+def test_phases_resume_where_they_were(tmp_path: Path) -> None:
+    """A finished phase is taken from its file without a step; the stopped one goes on."""
+    whole = options(4, checkpoint=tmp_path / "run", resume=True)
+    first, second = Toy([3.0, 1.0]), Toy([4.0, 3.0, 2.0, 1.0])
+    history = train(first, whole.phase("the teacher", epochs=2))
+    with pytest.raises(StopError):
+        train(second, whole.phase("student", callbacks=[stop_at(3)]))
+    assert [path.name for path in checkpoint_files(tmp_path / "run")] == ["run.student", "run.the-teacher"]
+
+    again = Toy([])
+    assert train(again, whole.phase("the teacher", epochs=2)) == history
+    assert again.seen == []
+    assert again.module.epochs == 2
+    rest = train(Toy([1.0]), whole.phase("student"))
+    assert [(record.epoch, record.phase) for record in rest] == [(n, "student") for n in (1, 2, 3, 4)]
+    described = summary([*history, *rest])["phases"]
+    assert {name: phase["epochs"] for name, phase in described.items()} == {"the teacher": 2, "student": 4}
+    assert described["the teacher"]["selected_epoch"] == 2
