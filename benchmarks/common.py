@@ -126,7 +126,7 @@ def write_result(
     document = {
         "benchmark": name,
         "command": " ".join(
-            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_no_folder, sys.argv[1:])]
+            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(no_folder, sys.argv[1:])]
         ),
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(device),
@@ -137,9 +137,10 @@ def write_result(
     return path
 
 
-def _no_folder(argument: str) -> str:
-    """Where somebody keeps a file is nobody's business."""
-    return Path(argument).name if os.sep in argument else argument
+def no_folder(argument: str) -> str:
+    """Where somebody keeps a file is nobody's business: ``name=/folder/file`` becomes ``name=file``."""
+    name, equals, value = argument.rpartition("=")
+    return name + equals + (Path(value).name if os.sep in value else value)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
