@@ -1,0 +1,72 @@
+"""Write the tables of docs/reproduction.md from ``results/reproduce_*.json``.
+
+    python benchmarks/reproduction_table.py [--check]
+
+``--check`` writes nothing and fails if the tables are not those of the results.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from common import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "reproduction.md"
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+METHODS = {
+    "stpm": "STPM", "et-stpm": "ET-STPM", "rstpm": "RSTPM", "msfi": "Multi-scale Feature Imitation",
+    "mkd": "Multiresolution Knowledge Distillation", "stereotype": "Stereotype Deepening",
+}  # fmt: skip
+HEADER = [
+    "run", "category", "image AUROC", "pixel AUROC", "AUPRO@0.3", "AUPRO@0.05", "published", "epochs", "fit",
+]  # fmt: skip
+_PLAIN = ("method", "weights", "seed")
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    made = f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
+    if "--check" in sys.argv:
+        if made != text:
+            raise SystemExit(f"{PAGE.name} does not show the results: run benchmarks/reproduction_table.py")
+        return
+    PAGE.write_text(made, encoding="utf-8")
+
+
+def tables() -> str:
+    """One table for each method that has results."""
+    documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("reproduce_*.json"))]
+    parts = []
+    for method, title in METHODS.items():
+        rows = [row for d in documents if d["parameters"]["method"] == method for row in rows_of(d)]
+        if rows:
+            lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ["---"] * len(HEADER), *rows)]
+            parts += [f"### {title}\n", *lines, ""]
+    return "\n".join(parts)
+
+
+def rows_of(document: Mapping[str, Any]) -> Iterator[list[str]]:
+    parameters = document["parameters"]
+    options = [f"{name}={value}" for name, value in parameters.items() if name not in _PLAIN]
+    weights = str(parameters.get("weights", "default")).removesuffix(".pth")
+    for case in document["cases"]:
+        figures, training = case["figures"], case["training"]
+        phases = training.get("phases", {"": training})
+        known = case["published"] or {}
+        yield [
+            f"`{document['benchmark'].removeprefix('reproduce_')}`: {', '.join([weights, *options])}",
+            case["case"]["category"],
+            f"{figures['image']['auroc']:.3f}", f"{figures['pixel']['auroc']:.3f}",
+            f"{figures['aupro']['0.3']:.3f}", f"{figures['aupro']['0.05']:.3f}",
+            ", ".join(f"{name.replace('_auroc', '').replace('_', ' ')} {value:.3f}" for name, value in known.items()),
+            " + ".join(str(phase["epochs"]) for phase in phases.values()),
+            f"{case['time']['fit_s']:.0f} s",
+        ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
