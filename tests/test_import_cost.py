@@ -57,3 +57,14 @@ print(sorted(new & set({HEAVY!r})), loaded, "torch._dynamo" in sys.modules)
 def test_import_alone_does_not_need_torch() -> None:
     """`stadfast --help` and `stadfast.__version__` come at once."""
     assert run("import sys, stadfast; stadfast.__version__; print('torch' in sys.modules)") == "False"
+
+
+def test_the_methods_package_loads_no_method() -> None:
+    """What runs a graph needs ``methods.graph`` and nothing of the training around it."""
+    program = """
+import sys
+import stadfast.methods.graph, stadfast.methods.hardware
+print(sorted(name for name in sys.modules if name.startswith("stadfast.")))
+"""
+    wanted = ["stadfast.errors", "stadfast.methods", "stadfast.methods.graph", "stadfast.methods.hardware"]
+    assert run(program) == str(wanted)

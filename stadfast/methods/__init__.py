@@ -1,20 +1,45 @@
-"""The detectors: one contract, one file per method."""
+"""The detectors: one contract, one file per method.
+
+Importing this package loads none of its modules: what only runs a graph (:mod:`stadfast.runtime`) does without the
+methods and their training.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, UsageError
-from .base import BUNDLE_FORMAT, Detector, argument_names
-from .bundle import read_tensors
-from .graph import Prediction, ScoringGraph
-from .stpm import STPM
-from .training import EpochRecord
 
-METHODS: dict[str, type[Detector]] = {STPM.method: STPM}
+if TYPE_CHECKING:
+    from .base import Detector
+    from .graph import Prediction, ScoringGraph
+    from .stpm import STPM
+    from .training import EpochRecord
+
+    METHODS: dict[str, type[Detector]]
+
+_CLASSES = {"STPM": "stpm"}  # of the methods: name -> module
+_HOME = {
+    **_CLASSES,
+    "Detector": "base",
+    "EpochRecord": "training",
+    "Prediction": "graph",
+    "ScoringGraph": "graph",
+}
 
 __all__ = ["METHODS", "STPM", "Detector", "EpochRecord", "Prediction", "ScoringGraph", "create", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name == "METHODS":
+        classes = [getattr(import_module(f".{home}", __name__), method) for method, home in _CLASSES.items()]
+        globals()["METHODS"] = {found.method: found for found in classes}
+        return globals()["METHODS"]
+    raise AttributeError(f"module 'stadfast.methods' has no attribute {name!r}")
 
 
 def create(method: str, **arguments: Any) -> Detector:
@@ -23,6 +48,9 @@ def create(method: str, **arguments: Any) -> Detector:
     Raises:
         UsageError: unknown method, or an argument that it does not have.
     """
+    from . import METHODS  # asks __getattr__
+    from .base import argument_names
+
     if method not in METHODS:
         raise UsageError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     known = argument_names(METHODS[method])
@@ -38,6 +66,9 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Detector:
     Raises:
         BundleError: no such file, damaged, not a detector, or written by a newer stadfast.
     """
+    from .base import BUNDLE_FORMAT
+    from .bundle import read_tensors
+
     tensors, header = read_tensors(path)
     format_ = header.get("format")
     if isinstance(format_, int) and format_ > BUNDLE_FORMAT:
