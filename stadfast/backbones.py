@@ -55,22 +55,31 @@ class FeaturePyramid(nn.Module):
         self.mean, self.std = mean, std
         self.channels, self.strides = self._measure()
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, layers: Sequence[str] | None = None) -> list[Tensor]:
         """Features of each of ``layers``.
 
         Args:
             x: (B, 3, H, W) normalised float, planar or channels_last.
+            layers: names out of ``steps``; nothing beyond the deepest of them runs. None: the pyramid's own.
 
         Returns:
             list of (B, C_l, H_l, W_l).
         """
+        wanted = self.layers if layers is None else layers
         found: dict[str, Tensor] = {}
         for layer, paths in self.steps:
+            if len(found) == len(wanted):
+                break
             for path in paths:
                 x = self.get_submodule(path)(x)
-            if layer in self.layers:
+            if layer in wanted:
                 found[layer] = x
-        return [found[layer] for layer in self.layers]
+        return [found[layer] for layer in wanted]
+
+    def before(self, layer: str) -> str | None:
+        """The layer whose output ``layer`` takes; None for the first, which takes the image."""
+        names = [None, *(name for name, _ in self.steps)]
+        return names[names.index(layer) - 1]
 
     def stage(self, layer: str) -> nn.Sequential:
         """The modules from the layer before to ``layer``, sharing their parameters."""

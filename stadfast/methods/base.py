@@ -351,6 +351,10 @@ class Detector:
         graph.eval().requires_grad_(False)
         self.graph_ = graph.to(memory_format=torch.channels_last)
 
+    def saw(self, image: Path | Tensor) -> bool:
+        """Whether a choice of the detector's was made on this labelled image, so that no figure may count it."""
+        return False
+
     def _fitted(self) -> ScoringGraph:
         graph = getattr(self, "graph_", None)
         if graph is None:
@@ -400,7 +404,9 @@ class Detector:
 
 @torch.no_grad()
 def _run(graph: ScoringGraph, images: list[Tensor]) -> Prediction:
-    batch = torch.stack(images).contiguous(memory_format=torch.channels_last)
+    batch = torch.stack(images)
+    if batch.dim() == 4:  # a pyramid of sizes comes packed, pixel by pixel
+        batch = batch.contiguous(memory_format=torch.channels_last)
     return Prediction(*(t.cpu() for t in graph(batch)))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._progress import progress
 from ..errors import UsageError
@@ -48,7 +49,7 @@ class FeatureStore:
         self,
         images: Images,
         preprocess: Preprocess,
-        teacher: nn.Module,
+        teacher: Callable[[Tensor], list[Tensor]],
         *,
         precision: Precision,
         device: torch.device,

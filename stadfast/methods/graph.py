@@ -44,12 +44,48 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def resize(self, images: Tensor) -> Tensor:
-        if tuple(images.shape[-2:]) == self.size:
-            return images
-        return F.interpolate(images, self.size, mode="bilinear", align_corners=False, antialias=True)
+        return resized(images, self.size)
 
     def forward(self, images: Tensor) -> Tensor:
         return (self.resize(images) - self.mean) / self.std
+
+
+class PyramidPreprocess(Preprocess):
+    """Resize to several input sizes, each from the original image, and normalise.
+
+    Shape: (B, 3, h, w) float32 in [0, 1], or :meth:`resize`'s form of it -> one (B, 3, H_s, W_s) float32 a size.
+
+    Args:
+        sizes: (H_s, W_s) of the inputs.
+        size: (H, W) of the maps.
+    """
+
+    def __init__(
+        self, sizes: Sequence[tuple[int, int]], size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    ) -> None:  # fmt: skip
+        super().__init__(size, mean, std)
+        self.sizes = tuple(sizes)
+
+    def resize(self, images: Tensor) -> Tensor:
+        """(B, P, 3): the pixels of all sizes, one after the other, so that images of any size make one batch."""
+        return torch.cat([resized(images, size).flatten(2) for size in self.sizes], dim=2).transpose(1, 2)
+
+    def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]
+        inputs = self._unpack(images) if images.dim() == 3 else [resized(images, size) for size in self.sizes]
+        return [(image - self.mean) / self.std for image in inputs]
+
+    def _unpack(self, packed: Tensor) -> list[Tensor]:
+        parts = packed.split([height * width for height, width in self.sizes], dim=1)
+        return [
+            part.unflatten(1, size).permute(0, 3, 1, 2) for part, size in zip(parts, self.sizes, strict=True)
+        ]
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 3, h, w) -> (B, 3, H, W), bilinear with antialiasing."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class ScoringGraph(nn.Module):
