@@ -55,6 +55,7 @@ def fit_weights(
     source: str,
     name: str,
     order: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     """Those of ``tensors`` that ``expected`` asks for, as float32.
 
@@ -64,6 +65,7 @@ def fit_weights(
         source: what errors call it.
         name: of the backbone.
         order: keys to give to tensors by position, if none of their own names fits.
+        optional: keys that may be missing all together; the result then lacks them, too.
 
     Raises:
         WeightsError: keys are missing, or a tensor has a wrong shape or is not finite.
@@ -82,7 +84,9 @@ def fit_weights(
             f"{source} is not for {name}: it has {came}, ...; wanted {', '.join(wanted[:3])}, ..."
         )
     missing = [key for key in wanted if key not in tensors]
-    if missing:
+    if missing and missing == [key for key in wanted if key in optional]:
+        expected = {key: value for key, value in expected.items() if key not in optional}
+    elif missing:
         raise WeightsError(_what_is_missing(wanted, missing, source, name))
     found = {}
     for key, template in expected.items():

@@ -7,6 +7,7 @@ small and weights fit: ``conv1.weight``, ``layer1.0.conv1.weight``, ...
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from ._weights import Weights, fit_weights, read_weights
 from .errors import UsageError
+
+logger = logging.getLogger("stadfast")
 
 Step = tuple[str, tuple[str, ...]]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -37,7 +40,10 @@ class FeaturePyramid(nn.Module):
         strides: of each output, in input pixels.
         mean, std: of the normalisation that the inputs need, ``(x - mean) / std`` for RGB in [0, 1].
         steps: (layer, paths of its modules) in the order of execution; each layer takes the one before.
+        random_layers: those that its weights' file had nothing of.
     """
+
+    random_layers: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -110,7 +116,12 @@ class FeaturePyramid(nn.Module):
 
 
 def create_backbone(
-    name: str, layers: Sequence[str] | None = None, weights: Weights | None = None, *, seed: int | None = None
+    name: str,
+    layers: Sequence[str] | None = None,
+    weights: Weights | None = None,
+    *,
+    seed: int | None = None,
+    optional: str | None = None,
 ) -> FeaturePyramid:
     """Build a feature pyramid on the CPU, in training mode.
 
@@ -139,14 +150,14 @@ def create_backbone(
             :data:`DEFAULT_WEIGHTS` names the usual choice for each backbone.
         seed: of the random weights, which then depend on nothing else: the global random state is neither
             used nor changed. None draws from the global state.
+        optional: a layer that may stay random where ``weights`` has nothing of it, with a warning in the log and
+            its name in the pyramid's ``random_layers``.
 
     Raises:
         UsageError: unknown ``name``, ``layers`` or keyword for ``weights``.
         WeightsError: the weights are missing, damaged or hostile, or do not fit; says what to do.
     """
-    if name not in _FAMILIES:
-        raise UsageError(f"backbone is {name!r}; wanted one of {', '.join(BACKBONES)}")
-    family = _FAMILIES[name]
+    family = _family(name)
     with torch.device("meta"):  # nothing is allocated or initialised for what is not kept
         children = family.build(name)
     wanted, steps = _choose(name, family, layers)
@@ -156,9 +167,31 @@ def create_backbone(
         return pyramid
     tensors, source = read_weights(name, weights, DEFAULT_WEIGHTS[name])
     order = list(nn.ModuleDict(children).state_dict()) if name == "efficientnet_lite0" else []
-    state = fit_weights(pyramid.state_dict(), tensors, source, name, order)
-    pyramid.to_empty(device="cpu").load_state_dict(state)
+    paths = tuple(f"{path}." for layer, paths in steps if layer == optional for path in paths)
+    keys = [key for key in pyramid.state_dict() if paths and key.startswith(paths)]
+    state = fit_weights(pyramid.state_dict(), tensors, source, name, order, keys)
+    pyramid.to_empty(device="cpu")
+    if len(state) < len(pyramid.state_dict()):
+        logger.warning("%s has no %s of %s: it stays random (seed %s)", source, optional, name, seed)
+        pyramid.random_layers = (str(optional),)
+        _initialise(pyramid, seed)
+    pyramid.load_state_dict(state, strict=False)
     return pyramid
+
+
+def layer_names(name: str) -> tuple[str, ...]:
+    """All layers of a backbone, from the image to the deepest.
+
+    Raises:
+        UsageError: unknown ``name``.
+    """
+    return tuple(layer for layer, _ in _family(name).steps)
+
+
+def _family(name: str) -> _Family:
+    if name not in _FAMILIES:
+        raise UsageError(f"backbone is {name!r}; wanted one of {', '.join(BACKBONES)}")
+    return _FAMILIES[name]
 
 
 def freeze(module: ModuleT) -> ModuleT:

@@ -245,6 +245,22 @@ class TestWeights:
         ):
             assert words in str(caught.value)
 
+    def test_an_optional_layer_stays_random_where_the_file_has_nothing_of_it(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        both, file = ["layer1", "layer2"], resnet18_state()
+        pyramid = create_backbone("resnet18", both, file, seed=4, optional="layer2")
+        assert pyramid.random_layers == ("layer2",)
+        assert "has no layer2 of resnet18" in caplog.text
+        seeded = create_backbone("resnet18", both, seed=4).state_dict()
+        for key, value in pyramid.state_dict().items():
+            expected = seeded[key] if key.startswith("layer2") else file[key]
+            assert torch.equal(value, expected), key
+        with pytest.raises(WeightsError, match="no layer2"):  # a part of it is damage, not absence
+            some = {"layer2.0.conv1.weight": seeded["layer2.0.conv1.weight"]}
+            create_backbone("resnet18", both, file | some, optional="layer2")
+        assert create_backbone("resnet18", both, seeded, optional="layer2").random_layers == ()
+
     @pytest.mark.parametrize(
         ("state", "words"),
         [
