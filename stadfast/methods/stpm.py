@@ -16,6 +16,7 @@ from .base import Detector
 from .features import FeatureStore
 from .graph import Preprocess, ScoringGraph
 from .hardware import Precision
+from .imitation import Imitation, Pyramid, feature_stores
 from .sources import Images
 from .training import EpochRecord, TrainingOptions, train
 
@@ -128,18 +129,10 @@ class STPM(Detector):
         options: TrainingOptions, skip_broken: bool,
     ) -> list[EpochRecord]:  # fmt: skip
         network: StudentTeacher = graph.network  # type: ignore[assignment]
-        device = graph.threshold.device
-
-        def store(images: Images) -> FeatureStore:
-            return FeatureStore(
-                images, graph.preprocess, network.teacher, precision=precision, device=device,
-                budget_gb=self.cache_gb, batch_size=self.batch_size, skip_broken=skip_broken,
-                show_progress=options.show_progress,
-            )  # fmt: skip
-
-        stores = [store(images) if images else None for images in (train_images, held_out)]
-        self.broken_ = [entry for s in stores if s is not None for entry in s.broken]
-        return train(_Imitation(self, network, stores[0], stores[1], precision), options)
+        stores = feature_stores(
+            self, graph, network.teacher, train_images, held_out, precision, options, skip_broken
+        )
+        return train(_Imitation(self, network, *stores, precision), options)
 
     def _variant(self) -> Variant:
         if self.variant not in VARIANTS:
@@ -185,47 +178,22 @@ class StudentTeacher(nn.Module):
         return ops.anomaly_map(student, teacher, self.size, grid=grid, weights=weights, combine=self.combine)
 
 
-class _Imitation:
-    """The student's training, as the loop wants it."""
+class _Imitation(Imitation):
+    """The student's training by the variant's loss."""
 
     def __init__(
         self, detector: STPM, network: StudentTeacher, images: FeatureStore | None, held_out: FeatureStore | None,
         precision: Precision,
     ) -> None:  # fmt: skip
-        assert images is not None
-        variant = detector._variant()
-        self.module: nn.Module = network.student.to(memory_format=torch.channels_last)
-        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            self.module.parameters(),
-            lr=detector.learning_rate,
-            momentum=detector.momentum,
-            weight_decay=variant.weight_decay if detector.weight_decay is None else detector.weight_decay,
-            fused=True,  # one pass over the weights instead of four
-        )
-        self._network, self._images, self._held_out = network, images, held_out
-        self._variant, self._precision, self._batch_size = variant, precision, detector.batch_size
+        self._variant = detector._variant()
+        decay = self._variant.weight_decay if detector.weight_decay is None else detector.weight_decay
+        super().__init__(detector, network.student, images, held_out, precision, decay)
+        self._network = network
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def loss(self, indices: Tensor) -> Tensor:
-        student, teacher = self._pair(self._images, indices)
+    def _loss(self, student: Pyramid, teacher: Pyramid) -> Tensor:
         per_level = [d.mean() for d in ops.pyramid_distance(student, teacher)]
-        factor = self._variant.loss_factor * (len(indices) if self._variant.sum_over_batch else 1)
+        factor = self._variant.loss_factor * (len(student[0]) if self._variant.sum_over_batch else 1)
         return factor * torch.stack(per_level).sum()
 
-    def validate(self) -> float | None:
-        """Mean of the held-out images' maps: the official code's criterion."""
-        if self._held_out is None or len(self._held_out) == 0:
-            return None
-        total = 0.0
-        for indices in torch.arange(len(self._held_out)).split(self._batch_size):
-            maps = self._network.maps(*self._pair(self._held_out, indices))
-            total += maps.mean(dtype=torch.float64).item() * len(indices)
-        return total / len(self._held_out)
-
-    def _pair(self, store: FeatureStore, indices: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        images, teacher = store.batch(indices)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._precision.name == "bf16"):
-            student = self.module(images)
-        return student, [t.to(s.dtype) for s, t in zip(student, teacher, strict=True)]
+    def _maps(self, student: Pyramid, teacher: Pyramid) -> Tensor:
+        return self._network.maps(student, teacher)
