@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "STPM": "methods",
+    "ReconstructionSTPM": "methods",
     "Detector": "methods",
     "Prediction": "methods",
     "load": "methods",

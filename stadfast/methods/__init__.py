@@ -15,12 +15,13 @@ from ..errors import BundleError, UsageError
 if TYPE_CHECKING:
     from .base import Detector
     from .graph import Prediction, ScoringGraph
+    from .rstpm import ReconstructionSTPM
     from .stpm import STPM
     from .training import EpochRecord
 
     METHODS: dict[str, type[Detector]]
 
-_CLASSES = {"STPM": "stpm"}  # of the methods: name -> module
+_CLASSES = {"STPM": "stpm", "ReconstructionSTPM": "rstpm"}  # of the methods: name -> module
 _HOME = {
     **_CLASSES,
     "Detector": "base",
@@ -29,7 +30,17 @@ _HOME = {
     "ScoringGraph": "graph",
 }
 
-__all__ = ["METHODS", "STPM", "Detector", "EpochRecord", "Prediction", "ScoringGraph", "create", "load"]
+__all__ = [
+    "METHODS",
+    "STPM",
+    "Detector",
+    "EpochRecord",
+    "Prediction",
+    "ReconstructionSTPM",
+    "ScoringGraph",
+    "create",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

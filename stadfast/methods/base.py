@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ logger = logging.getLogger("stadfast")
 
 BUNDLE_FORMAT = 1
 # May differ when a run is resumed.
-_RUN_ARGUMENTS = ("device", "deterministic", "cache_gb", "epochs", "patience")
+_RUN_ARGUMENTS = ("device", "deterministic", "cache_gb", "epochs", "decoder_epochs", "patience")
 _MINIMUM_SIZE = 32
 
 
@@ -104,11 +105,12 @@ class Detector:
         raise NotImplementedError
 
     def _teacher(
-        self, backbone: str, layers: Sequence[str] | None, weights: Any, pretrained: bool
-    ) -> FeaturePyramid:
+        self, backbone: str, layers: Sequence[str] | None, weights: Any, pretrained: bool,
+        optional: str | None = None,
+    ) -> FeaturePyramid:  # fmt: skip
         """A frozen pyramid with its weights, ``"default"`` being the backbone's own."""
-        chosen = DEFAULT_WEIGHTS.get(backbone) if weights == "default" else weights
-        return freeze(create_backbone(backbone, layers, chosen if pretrained else None, seed=self.seed))
+        chosen = (DEFAULT_WEIGHTS.get(backbone) if weights == "default" else weights) if pretrained else None
+        return freeze(create_backbone(backbone, layers, chosen, seed=self.seed, optional=optional))
 
     def _train(
         self, graph: ScoringGraph, train: Images, held_out: Images, precision: Precision,
@@ -238,22 +240,26 @@ class Detector:
         With ``skip_broken`` unreadable files are left out; after the last batch ``broken_`` lists them.
         """
         graph = self._fitted()
-        images = images_of(data)
+        for sources, batch in self._batches(data, batch_size, skip_broken):
+            with torch.no_grad():
+                yield sources, Prediction(*(t.cpu() for t in graph(batch)))
+
+    def _batches(
+        self, data: Any, batch_size: int | None, skip_broken: bool
+    ) -> Iterator[tuple[list[Path | int], Tensor]]:
+        """``(paths or indices, images as ``preprocess.resize`` gives them)``, on the graph's device."""
+        graph = self._fitted()
         device = next(graph.parameters()).device
-        size = batch_size or self.batch_size
         self.broken_ = []
-        sources: list[Path | int] = []
-        batch: list[Tensor] = []
-        for source, image in read_resized(
-            images, graph.preprocess, device, broken=self.broken_ if skip_broken else None
-        ):
-            sources.append(source)
-            batch.append(image)
-            if len(batch) == size:
-                yield sources, _run(graph, batch)
-                sources, batch = [], []
-        if batch:
-            yield sources, _run(graph, batch)
+        loaded = read_resized(
+            images_of(data), graph.preprocess, device, broken=self.broken_ if skip_broken else None
+        )
+        while chunk := list(islice(loaded, batch_size or self.batch_size)):
+            sources, images = zip(*chunk, strict=True)
+            batch = torch.stack(images)
+            if batch.dim() == 4:  # a pyramid of sizes comes packed, pixel by pixel
+                batch = batch.contiguous(memory_format=torch.channels_last)
+            yield list(sources), batch
 
     def predict(self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False) -> Prediction:
         """Scores, labels, maps and masks of images.
@@ -400,14 +406,6 @@ class Detector:
             raise UsageError(
                 f"image_size: expected at least {_MINIMUM_SIZE} x {_MINIMUM_SIZE}, got {self.image_size!r}"
             )
-
-
-@torch.no_grad()
-def _run(graph: ScoringGraph, images: list[Tensor]) -> Prediction:
-    batch = torch.stack(images)
-    if batch.dim() == 4:  # a pyramid of sizes comes packed, pixel by pixel
-        batch = batch.contiguous(memory_format=torch.channels_last)
-    return Prediction(*(t.cpu() for t in graph(batch)))
 
 
 def _without(images: Images, broken: Sequence[tuple[Path, str]]) -> Images:
