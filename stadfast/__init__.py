@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "STPM": "methods",
+    "EnhancedTeacherSTPM": "methods",
     "ReconstructionSTPM": "methods",
     "Detector": "methods",
     "Prediction": "methods",

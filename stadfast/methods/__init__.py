@@ -14,6 +14,7 @@ from ..errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from .base import Detector
+    from .et_stpm import EnhancedTeacherSTPM
     from .graph import Prediction, ScoringGraph
     from .rstpm import ReconstructionSTPM
     from .stpm import STPM
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
     METHODS: dict[str, type[Detector]]
 
-_CLASSES = {"STPM": "stpm", "ReconstructionSTPM": "rstpm"}  # of the methods: name -> module
+_CLASSES = {
+    "STPM": "stpm",
+    "EnhancedTeacherSTPM": "et_stpm",
+    "ReconstructionSTPM": "rstpm",
+}  # of the methods: name -> module
 _HOME = {
     **_CLASSES,
     "Detector": "base",
@@ -34,6 +39,7 @@ __all__ = [
     "METHODS",
     "STPM",
     "Detector",
+    "EnhancedTeacherSTPM",
     "EpochRecord",
     "Prediction",
     "ReconstructionSTPM",
