@@ -256,9 +256,9 @@ class TestWeights:
         for key, value in pyramid.state_dict().items():
             expected = seeded[key] if key.startswith("layer2") else file[key]
             assert torch.equal(value, expected), key
-        with pytest.raises(WeightsError, match="no layer2"):  # a part of it is damage, not absence
-            some = {"layer2.0.conv1.weight": seeded["layer2.0.conv1.weight"]}
-            create_backbone("resnet18", both, file | some, optional="layer2")
+        part = file | {"layer2.0.conv1.weight": seeded["layer2.0.conv1.weight"]}
+        with pytest.raises(WeightsError, match="no layer2"):  # damage, not absence
+            create_backbone("resnet18", both, part, optional="layer2")
         assert create_backbone("resnet18", both, seeded, optional="layer2").random_layers == ()
 
     @pytest.mark.parametrize(
