@@ -11,6 +11,8 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
   m.def(
       "upsample_combine(Tensor[] maps, int[] groups, float[] weights, int[] grid, int[] size, str combine) -> "
       "Tensor");
+  m.def("peer_distance(Tensor[] descriptors, int[] pairs, int[] groups, bool squared) -> Tensor");
+  m.def("peer_distance_backward(Tensor factors, Tensor[] descriptors, int[] pairs, int[] wanted) -> Tensor[]");
   m.def("label_regions(Tensor masks) -> (Tensor, Tensor)");
   m.def("region_pixels(Tensor[] maps, Tensor[] masks) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("rank_counts(Tensor[] scores, Tensor edges) -> Tensor");

@@ -4,8 +4,8 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
-#include <cstring>
-#include <type_traits>
+
+#include "narrow.h"
 
 namespace stadfast::cpu {
 namespace {
@@ -25,20 +25,6 @@ constexpr int kBunch = 4;
 #define SF_BUNCH                     \
   template <int N, class T, class A> \
   SF_INLINE void
-
-// float -> bfloat16, to nearest even, without the branch that keeps c10's
-// conversion from being vectorised.
-template <class T, class A>
-SF_INLINE T narrow(A value) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return BFloat16(uint16_t(value != value ? 0x7fc0u : rounded), BFloat16::from_bits());
-  } else {
-    return T(value);
-  }
-}
 
 SF_BODY invert(A eps, int64_t n, A* is, A* it) {
 #pragma omp simd

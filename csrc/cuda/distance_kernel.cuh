@@ -1,21 +1,15 @@
 // The channel-normalised distance of all levels in one launch, and its gradient; no torch here.
 //
-// A block works on tiles of one level's pixels, image after image:
-//   channels_last  2^shift neighbouring lanes share a pixel and take its channels in turns (16 bytes each where the
-//                  alignment allows), sums by shuffles;
-//   planar         2^shift neighbouring threads take one pixel each, so that loads are coalesced, and the block's
-//                  slices take the channels in turns, sums through shared memory.
+// A block works on tiles (tile.cuh) of one level's pixels, image after image.
 // Norms first, then the differences: the second pass over a tile reads from L1. No sum depends on the number of
 // blocks or images.
 #pragma once
 
 #include "../combined_pixel.h"
 #include "../distance.h"
-#include "kernel.cuh"
+#include "tile.cuh"
 
 namespace stadfast::cuda {
-
-enum class Access : int32_t { kPlanar, kScalars, kVectors };
 
 // One level. "Batch" strides lead from image to image, "inner" ones from pixel to pixel (channels_last) or from
 // channel to channel (planar), in elements; the other stride is 1.
@@ -60,13 +54,6 @@ __device__ __forceinline__ Pixel<T, A> find_pixel(const DistanceLevel<T, A>& lev
           at.quotient,
           at.remainder,
           inside ? level.channels : 0};
-}
-
-// The sum over 2^shift neighbouring lanes, in every one of them.
-template <class A>
-__device__ __forceinline__ A sum_lanes(A value, int shift) {
-  for (int offset = (1 << shift) >> 1; offset > 0; offset >>= 1) value += __shfl_xor_sync(0xffffffffu, value, offset);
-  return value;
 }
 
 template <class T, class A, int kCount, bool kBackward>
@@ -114,14 +101,6 @@ __device__ __forceinline__ void channels_last_tile(const DistanceLevel<T, A>& le
   } else if (lane == 0) {
     level.map[pixel.index] = sum;
   }
-}
-
-// A block's partial sums, slice by slice: [slice << shift | lane].
-template <class A>
-__device__ __forceinline__ A sum_slices(const A* partial, int lane, int shift) {
-  A sum = 0;
-  for (int i = lane; i < kThreads; i += 1 << shift) sum += partial[i];
-  return sum;
 }
 
 template <class T, class A, bool kBackward>

@@ -5,29 +5,6 @@
 
 namespace stadfast::cuda {
 
-// Strides in elements: from image to image, and from pixel to pixel (channels_last) or channel to channel (planar).
-struct View {
-  const void* data;
-  int64_t batch_stride, inner_stride;
-};
-
-// Whether every pixel of a channels_last view is a whole number of aligned 16-byte vectors.
-template <class T>
-bool takes_vectors(const View& view, int64_t channels) {
-  constexpr int64_t n = kVector<T>;
-  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && channels % n == 0 && view.batch_stride % n == 0 &&
-         view.inner_stride % n == 0;
-}
-
-// The logarithm of the smallest power of two of lanes that covers `packs`, at most a warp.
-inline int lane_shift(int64_t packs) {
-  int shift = 0;
-  while ((1 << shift) < kWarp && (int64_t(1) << shift) < packs) ++shift;
-  return shift;
-}
-
-constexpr int64_t kManyChannels = 256;  // planar: from here on half the pixels and twice the slices to a block
-
 // Level l, after the levels before it. `gradient` is empty for the distance; `map`: see DistanceLevel.
 template <class T, class A>
 void add_level(DistanceLevels<T, A>* all, int l, bool channels_last, int64_t channels, int64_t pixels,
@@ -42,19 +19,12 @@ void add_level(DistanceLevels<T, A>* all, int l, bool channels_last, int64_t cha
   level.gradient_batch = gradient.batch_stride, level.gradient_inner = gradient.inner_stride;
   level.pixels = pixels;
   level.channels = int32_t(channels);
-  int64_t tile = 0;  // pixels
-  if (channels_last) {
-    const bool vectors = takes_vectors<T>(student, channels) && takes_vectors<T>(teacher, channels) &&
-                         takes_vectors<T>(gradient, channels);
-    level.access = vectors ? Access::kVectors : Access::kScalars;
-    level.shift = lane_shift(vectors ? channels / kVector<T> : channels);
-    tile = kThreads >> level.shift;
-  } else {
-    level.access = Access::kPlanar;
-    level.shift = channels < kManyChannels ? 5 : 4;
-    tile = 1 << level.shift;
-  }
-  all->tiles += divide_up(all->images * pixels, tile);
+  const bool vectors = takes_vectors<T>(student, channels) && takes_vectors<T>(teacher, channels) &&
+                       takes_vectors<T>(gradient, channels);
+  const Tiling tiling = make_tiling<T>(channels_last, vectors, channels);
+  level.access = tiling.access;
+  level.shift = tiling.shift;
+  all->tiles += divide_up(all->images * pixels, tiling.pixels);
   level.end_tile = all->tiles;
 }
 

@@ -6,6 +6,7 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 from ._library import Backend, backend, cache_folder
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, upsample_combine
+from .peers import ensemble_scores, peer_distance, reduce_heads
 from .regions import label_regions, region_pixels
 
 __all__ = [
@@ -17,10 +18,13 @@ __all__ = [
     "bin_edges",
     "bin_keys",
     "cache_folder",
+    "ensemble_scores",
     "key_histogram",
     "label_regions",
+    "peer_distance",
     "pyramid_distance",
     "rank_counts",
+    "reduce_heads",
     "region_pixels",
     "upsample_combine",
 ]

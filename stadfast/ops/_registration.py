@@ -70,6 +70,43 @@ torch.library.register_autograd(
 )
 
 
+@torch.library.register_fake("stadfast::peer_distance")
+def _(descriptors: list[Tensor], pairs: list[int], groups: list[int], squared: bool) -> Tensor:
+    first = descriptors[0]
+    return first.new_empty((first.shape[0], max(groups) + 1, *first.shape[2:]), dtype=_map_dtype(first))
+
+
+@torch.library.register_fake("stadfast::peer_distance_backward")
+def _(factors: Tensor, descriptors: list[Tensor], pairs: list[int], wanted: list[int]) -> list[Tensor]:
+    return [torch.empty_like(descriptors[0]) for _ in wanted]
+
+
+def _save_peers(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    descriptors, ctx.pairs, ctx.groups, ctx.squared = inputs
+    ctx.save_for_backward(*descriptors)
+
+
+def _peer_distance_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """d|a - b|^2 / da = 2 (a - b) and d|a - b| / da = (a - b) / |a - b|, 0 where a = b (as torch has it)."""
+    descriptors = list(ctx.saved_tensors)
+    factors = grad.index_select(1, torch.tensor(ctx.groups, device=grad.device))  # of each pair
+    if ctx.squared:
+        factors = 2 * factors
+    else:
+        each = list(range(len(ctx.groups)))
+        distance = torch.ops.stadfast.peer_distance(descriptors, ctx.pairs, each, False)
+        factors = torch.where(distance > 0, factors / distance, torch.zeros_like(factors))
+    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[0]) if needed]
+    found = torch.ops.stadfast.peer_distance_backward(factors, descriptors, ctx.pairs, wanted)
+    gradients: list[Tensor | None] = [None] * len(descriptors)
+    for i, gradient in zip(wanted, found, strict=True):
+        gradients[i] = gradient
+    return gradients, None, None, None
+
+
+torch.library.register_autograd("stadfast::peer_distance", _peer_distance_backward, setup_context=_save_peers)
+
+
 @torch.library.register_fake("stadfast::label_regions")
 def _(masks: Tensor) -> tuple[Tensor, Tensor]:
     labels = masks.new_empty(masks.shape, dtype=torch.int32)

@@ -59,3 +59,13 @@ def anomaly_map(
     grid: list[int], size: list[int], combine: str, eps: float,
 ) -> Tensor:  # fmt: skip
     return upsample_combine(pyramid_distance(student, teacher, eps), groups, weights, grid, size, combine)
+
+
+def peer_distance(descriptors: list[Tensor], pairs: list[int], groups: list[int], squared: bool) -> Tensor:
+    wide = [_widen(x) for x in descriptors]
+    members: list[list[Tensor]] = [[] for _ in range(max(groups) + 1)]
+    for i, j, group in zip(pairs[::2], pairs[1::2], groups, strict=True):
+        difference = wide[i] - wide[j]
+        distance = difference.square().sum(1) if squared else torch.linalg.vector_norm(difference, dim=1)
+        members[group].append(distance)
+    return torch.stack([sum(group[1:], start=group[0]) for group in members], dim=1)

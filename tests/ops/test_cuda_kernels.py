@@ -185,7 +185,12 @@ def test_the_cuda_library_compiles_without_a_warning_and_links(tmp_path: Path) -
     if _build.cxx_compiler() is None or shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     files = [path for path in _build.sources("cuda") if path.suffix == ".cu"]
-    assert {path.stem for path in files} >= {"pyramid_distance", "anomaly_map", "upsample_combine"}
+    assert {path.stem for path in files} >= {
+        "pyramid_distance",
+        "anomaly_map",
+        "upsample_combine",
+        "peer_distance",
+    }
     include = ["-isystem", str(Path(torch.__file__).parent / "include")]
     strict = ["-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Werror", "-arch=sm_80"]
     nvcc = [str(home / "bin" / "nvcc"), *_build.flags()["nvcc"], *strict]

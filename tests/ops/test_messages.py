@@ -127,13 +127,91 @@ def test_maps(arguments: list[torch.Tensor], message: str) -> None:
         ops.upsample_combine(arguments, (8, 8))
 
 
+PEER_MISTAKES: list[tuple[str, dict[str, Any], str]] = [
+    ("no descriptors", {"descriptors": []}, "descriptors: expected at least one"),
+    (
+        "three dimensions",
+        {"descriptors": [torch.ones(4, 3, 3)] * 3},
+        r"descriptors\[0\]: .*\(B, C, H, W\).*\(4, 3, 3\)",
+    ),
+    (
+        "integers",
+        {"descriptors": [torch.ones(1, 4, 3, 3).int()] * 3},
+        r"descriptors\[0\]: .*floating-point.*int32",
+    ),
+    (
+        "another shape",
+        {"descriptors": [torch.ones(1, 4, 3, 3), torch.ones(1, 4, 3, 2)]},
+        r"descriptors\[1\]: expected the shape .*\(1, 4, 3, 3\), got \(1, 4, 3, 2\)",
+    ),
+    (
+        "another dtype",
+        {"descriptors": [torch.ones(1, 4, 3, 3), torch.ones(1, 4, 3, 3).half()]},
+        r"descriptors\[1\]: expected torch\.float32 .*got torch\.float16",
+    ),
+    ("no pairs", {"pairs": []}, r"pairs: expected at least one pair"),
+    ("a triple", {"pairs": [(0, 1, 2)]}, r"pairs: expected .*\(i, j\), got \[\(0, 1, 2\)\]"),
+    ("nobody's number", {"pairs": [(0, 3)]}, r"pairs: expected numbers from 0 to 2, got \[\(0, 3\)\]"),
+    ("a negative number", {"pairs": [(-1, 1)]}, r"pairs: expected numbers from 0 to 2"),
+    ("a group too many", {"groups": [0, 0, 0]}, r"groups: expected one per pair \(2\), got 3"),
+    ("a gap in the groups", {"groups": [0, 2]}, r"groups: .*without a gap, got \[0, 2\]"),
+]
+
+
+@table(PEER_MISTAKES)
+def test_peers(arguments: dict[str, Any], message: str) -> None:
+    fine = {"descriptors": [torch.ones(1, 4, 3, 3)] * 3, "pairs": [(0, 1), (1, 2)], "groups": [0, 1]}
+    with pytest.raises(UsageError, match=message):
+        ops.peer_distance(**(fine | arguments))
+
+
+@pytest.mark.parametrize(
+    ("weights", "biases", "message"),
+    [
+        ([], [], "at least one, got 0 and 0"),
+        ([torch.ones(4, 2)], [], "biases: expected one per weight"),
+        (
+            [torch.ones(4, 2), torch.ones(5, 2)],
+            [torch.ones(4)] * 2,
+            r"weights\[1\]: expected \(4, k\), got \(5, 2\)",
+        ),
+        ([torch.ones(4, 2)], [torch.ones(5)], r"biases\[0\]: expected \(4,\), got \(5,\)"),
+    ],
+)
+def test_heads(weights: list[torch.Tensor], biases: list[torch.Tensor], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ops.reduce_heads(weights, biases)
+
+
+def test_an_ensemble_needs_students() -> None:
+    with pytest.raises(UsageError, match="students: expected at least one"):
+        ops.ensemble_scores(torch.ones(1, 2, 3, 3), [])
+
+
 def raw_calls() -> list[Any]:
     """Calls past Python's checks, as an archive or a C++ program may make them."""
     s, t = pyramid([(4, 6, 6)], seed=1), pyramid([(4, 6, 6)], seed=2)
     one = [torch.ones(1, 1, 2, 2)]
     grad = [torch.ones(2, 1, 6, 6)]
     rest = ([0], [1.0], [4, 4], [4, 4], "product")
+    maps = torch.ones(2, 1, 6, 6)
     return [
+        ("peer_distance", ([s[0][0]] * 2, [0, 1], [0], False), "expected 4 dimensions"),
+        ("peer_distance", ([s[0][:, :0]] * 2, [0, 1], [0], False), r"descriptors\[0\]: empty"),
+        ("peer_distance", ([s[0], t[0][:1]], [0, 1], [0], False), r"descriptors\[1\]: shapes differ"),
+        ("peer_distance", ([s[0], t[0].half()], [0, 1], [0], False), r"descriptors\[1\]: dtypes differ"),
+        ("peer_distance", ([s[0].int()] * 2, [0, 1], [0], False), "expected float32"),
+        ("peer_distance", (s + t, [0, 2], [0], False), "numbers of descriptors .0 to 1., got 2"),
+        ("peer_distance", (s + t, [0, -1], [0], False), "numbers of descriptors"),
+        ("peer_distance", (s + t, [0, 1, 1], [0], False), "two numbers a pair"),
+        ("peer_distance", (s + t, [], [], False), "at least one pair"),
+        ("peer_distance", (s + t, [0, 1], [0, 0], False), "groups: expected one per pair"),
+        ("peer_distance", (s + t, [0, 1], [1], False), "groups: .*without a gap"),
+        ("peer_distance", (s + t, [0, 1], [-1], False), "groups: .*without a gap"),
+        ("peer_distance_backward", (maps, s + t, [0, 1], [2]), "wanted: expected numbers of descriptors"),
+        ("peer_distance_backward", (maps[:1], s + t, [0, 1], [0]), "factors: expected a map of each pair"),
+        ("peer_distance_backward", (maps, s + t, [0, 1, 1, 0], [0]), "factors: expected a map of each pair"),
+        ("peer_distance_backward", (maps.double(), s + t, [0, 1], [0]), "factors: expected a map of each"),
         ("pyramid_distance", (s, [], 1e-12), "as many student as teacher levels"),
         ("pyramid_distance", (s, [t[0][:, :3]], 1e-12), "differ in shape"),
         ("pyramid_distance", (s, [t[0].half()], 1e-12), "differ in dtype"),
