@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "STPM": "methods",
     "EnhancedTeacherSTPM": "methods",
+    "MultiresolutionKD": "methods",
     "ReconstructionSTPM": "methods",
     "Detector": "methods",
     "Prediction": "methods",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .base import Detector
     from .et_stpm import EnhancedTeacherSTPM
     from .graph import Prediction, ScoringGraph
+    from .mkd import MultiresolutionKD
     from .rstpm import ReconstructionSTPM
     from .stpm import STPM
     from .training import EpochRecord
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _CLASSES = {
     "STPM": "stpm",
     "EnhancedTeacherSTPM": "et_stpm",
+    "MultiresolutionKD": "mkd",
     "ReconstructionSTPM": "rstpm",
 }  # of the methods: name -> module
 _HOME = {
@@ -41,6 +43,7 @@ __all__ = [
     "Detector",
     "EnhancedTeacherSTPM",
     "EpochRecord",
+    "MultiresolutionKD",
     "Prediction",
     "ReconstructionSTPM",
     "ScoringGraph",

@@ -7,6 +7,7 @@ needs is the ReLUs' outputs and the poolings' indices.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..backbones import FeaturePyramid
 
 _POOL = 2
-_NOT_A_CHAIN = "wanted 3x3 convolutions (batch norm) ReLU ..., then a 2x2 pooling, in each stage; found {}"
+_CHAIN = re.compile("(cb?r)*cb?(rp|pr)")  # of a stage's modules
 
 
 class ExplicitBackward:
@@ -26,7 +27,7 @@ class ExplicitBackward:
 
     Args:
         pyramid: a chain of stages of 3 x 3 convolutions of stride 1 (with or without batch norm), each followed by
-            a ReLU, and a 2 x 2 max pooling at the end of the stage.
+            a ReLU, and a 2 x 2 max pooling at the end of the stage (before or after its last ReLU).
         layers: those of the pyramid's steps whose features are wanted; what lies beyond them is not computed.
 
     Raises:
@@ -98,16 +99,20 @@ class Tape:
     def convolved(self, weight: Tensor, output: Tensor) -> None:
         self.entries.append((None, weight, output, None))
 
-    def pooled(self, layer: str, weight: Tensor, indices: Tensor, size: Sequence[int], output: Tensor) -> None:
+    def pooled(
+        self, layer: str, weight: Tensor, indices: Tensor, size: Sequence[int], output: Tensor
+    ) -> None:
         self.entries.append((layer, weight, output, (indices, size)))
 
 
 def _convolutions(stage: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
     """The stage's convolutions, each with its batch norm."""
+    kinds = "".join(map(_kind, stage))
+    if not _CHAIN.fullmatch(kinds):
+        raise TypeError(
+            f"wanted 3x3 convolutions, each with batch norm or none and a ReLU, then a 2x2 pooling; found {stage}"
+        )
     found: list[tuple[nn.Conv2d, nn.BatchNorm2d | None]] = []
-    kinds = "".join("cbrp?"[_kind(module)] for module in stage)
-    if kinds.replace("b", "").replace("cr", "") != "p" or "rb" in kinds or "bb" in kinds or kinds[0] == "b":
-        raise TypeError(_NOT_A_CHAIN.format(stage))
     for module in stage:
         if isinstance(module, nn.Conv2d):
             found.append((module, None))
@@ -116,15 +121,14 @@ def _convolutions(stage: nn.Sequential) -> list[tuple[nn.Conv2d, nn.BatchNorm2d 
     return found
 
 
-def _kind(module: nn.Module) -> int:
-    """Convolution, batch norm, ReLU, pooling, anything else."""
+def _kind(module: nn.Module) -> str:
+    """c(onvolution), b(atch norm), r(eLU), p(ooling), or ? for anything else."""
     if isinstance(module, nn.Conv2d):
         plain = (module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
-        return 0 if plain == ((3, 3), (1, 1), (1, 1), (1, 1), 1) else 4
+        return "c" if plain == ((3, 3), (1, 1), (1, 1), (1, 1), 1) else "?"
     if isinstance(module, nn.MaxPool2d):
-        plain_pool = (module.kernel_size, module.stride, module.padding, module.ceil_mode)
-        return 3 if plain_pool == (_POOL, _POOL, 0, False) else 4
-    return 1 if isinstance(module, nn.BatchNorm2d) else 2 if isinstance(module, nn.ReLU) else 4
+        return "p" if (module.kernel_size, module.stride, module.padding) == (_POOL, _POOL, 0) else "?"
+    return "b" if isinstance(module, nn.BatchNorm2d) else "r" if isinstance(module, nn.ReLU) else "?"
 
 
 def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | None]:
@@ -132,7 +136,8 @@ def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor
     weight, bias = convolution.weight, convolution.bias
     if norm is None:
         return weight, bias
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     mean = norm.running_mean if bias is None else norm.running_mean - bias
     return weight * scale.view(-1, 1, 1, 1), norm.bias - mean * scale
@@ -141,9 +146,11 @@ def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor
 def _through_relu(gradient: Tensor, output: Tensor, guided: bool) -> Tensor:
     if guided:
         gradient = F.relu(gradient)
-    return torch.ops.aten.threshold_backward(gradient, output, 0)  # one pass, where a product with a mask is two
+    return torch.ops.aten.threshold_backward(
+        gradient, output, 0
+    )  # one pass, where a product with a mask is two
 
 
 def _unpool(gradient: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
     """Each pooled pixel's gradient to the pixel that it came from."""
-    return F.max_unpool2d(gradient, indices, _POOL, output_size=list(size))
+    return torch.ops.aten.max_unpool2d(gradient, indices, size)  # F.max_unpool2d's checks cannot be traced

@@ -1,4 +1,4 @@
-"""Multiresolution Knowledge Distillation (Salehi, Sadjadi, Baselizadeh, Rohban, Rabiee: CVPR 2021, arXiv 2011.11108)."""
+"""Multiresolution Knowledge Distillation (Salehi et al.: CVPR 2021, arXiv 2011.11108)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from .base import Detector
 from .features import FeatureStore
 from .graph import Preprocess, ScoringGraph
 from .hardware import Precision
-from .mkd_network import Localisation, SourceCloner, create_cloner, direction_and_value
+from .imitation import feature_stores
+from .mkd_network import (
+    Localisation,
+    SourceCloner,
+    TrainingLoss,
+    create_cloner,
+    distillation_loss,
+    layer_losses,
+)
 from .sources import Images
 from .training import EpochRecord, TrainingOptions, train
 
@@ -120,17 +128,10 @@ class MultiresolutionKD(Detector):
         options: TrainingOptions, skip_broken: bool,
     ) -> list[EpochRecord]:  # fmt: skip
         network: SourceCloner = graph.network  # type: ignore[assignment]
-
-        def store(images: Images) -> FeatureStore:
-            return FeatureStore(
-                images, graph.preprocess, network.source, precision=precision, device=graph.threshold.device,
-                budget_gb=self.cache_gb, batch_size=self.batch_size, skip_broken=skip_broken,
-                show_progress=options.show_progress,
-            )  # fmt: skip
-
-        stores = [store(images) if images else None for images in (train_images, held_out)]
-        self.broken_ = [entry for s in stores if s is not None for entry in s.broken]
-        return train(_Cloning(self, network, stores[0], stores[1], precision), options)
+        stores = feature_stores(
+            self, graph, network.source, train_images, held_out, precision, options, skip_broken
+        )
+        return train(_Cloning(self, network, *stores, precision), options)
 
     def _training_layers(self) -> list[str]:
         return list(LAYERS[1:] if self.layers is None else self.layers)
@@ -154,8 +155,8 @@ class MultiresolutionKD(Detector):
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        _check_layers("layers", self._training_layers(), LAYERS)
-        _check_layers("detection_layers", self._detection_layers(), self._training_layers())
+        _check_layers("layers", self.layers, LAYERS)
+        _check_layers("detection_layers", self.detection_layers, self._training_layers())
         if not (_is_number(self.learning_rate) and self.learning_rate > 0):
             raise UsageError(f"learning_rate: expected a number above 0, got {self.learning_rate!r}")
         if self.lam is not None and not (_is_number(self.lam) and self.lam >= 0):
@@ -188,33 +189,41 @@ class _Cloning:
         return len(self._images)
 
     def loss(self, indices: Tensor) -> Tensor:
-        return (self._losses(self._images, indices) @ self._weights).mean()
+        cloner, source = self._pair(self._images, indices)
+        return TrainingLoss.apply(self._weights, source, *cloner).mean()  # type: ignore[no-untyped-call, no-any-return]
 
     def validate(self) -> float | None:
         """Mean loss of the held-out images."""
         if self._held_out is None or len(self._held_out) == 0:
             return None
-        parts = torch.arange(len(self._held_out)).split(self._batch_size)
-        total = sum((self._losses(self._held_out, part) @ self._weights).double().sum() for part in parts)
-        return float(total) / len(self._held_out)
+        total = 0.0
+        for indices in torch.arange(len(self._held_out)).split(self._batch_size):
+            total += distillation_loss(*self._pair(self._held_out, indices), self._weights).sum().item()
+        return total / len(self._held_out)
 
     @torch.no_grad()
     def _initial_ratio(self) -> Tensor:
         """Value over direction of the untrained cloner, on the first batch."""
         self.module.eval()
-        direction, value = self._losses(self._images, torch.arange(len(self))[: self._batch_size]).mean(0)
+        pairs = zip(*self._pair(self._images, torch.arange(len(self))[: self._batch_size]), strict=True)
+        direction, value = torch.stack([torch.stack(layer_losses(c, s)) for c, s in pairs]).sum((0, 2))
         return value / direction
 
-    def _losses(self, store: FeatureStore, indices: Tensor) -> Tensor:
-        """(B, 2) float32."""
+    def _pair(self, store: FeatureStore, indices: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         images, source = store.batch(indices)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._precision.name == "bf16"):
-            cloner = self.module(images)
-        return direction_and_value([c.float() for c in cloner], [s.float() for s in source])
+            return self.module(images), source
 
 
-def _check_layers(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    if not given or len(set(given)) != len(given) or not set(given) <= set(known):
+def _check_layers(name: str, given: Any, known: Sequence[str]) -> None:
+    if given is None:
+        return
+    if (
+        not isinstance(given, (list, tuple))
+        or not given
+        or len(set(given)) != len(given)
+        or not set(given) <= set(known)
+    ):
         raise UsageError(f"{name}: expected different ones out of {', '.join(known)}, got {given!r}")
 
 

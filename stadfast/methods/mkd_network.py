@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,11 @@ def create_cloner(layers: Sequence[str], seed: int) -> FeaturePyramid:
         for number in range(1, max(int(layer[-1]) for layer in layers) + 1):
             first, widths = len(modules), _WIDTHS[number - 1]
             for i, width in enumerate(widths):
-                norm = [nn.BatchNorm2d(width)] if i < len(widths) - 1 else []
-                modules += [nn.Conv2d(channels, width, 3, padding=1, bias=False), *norm, nn.ReLU(inplace=True)]
+                last = i == len(widths) - 1
+                modules.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+                modules.append(nn.MaxPool2d(2) if last else nn.BatchNorm2d(width))
+                modules.append(nn.ReLU(inplace=True))  # commutes with the pooling, after which it is cheaper
                 channels = width
-            modules.append(nn.MaxPool2d(2))
             steps.append((f"pool{number}", tuple(f"features.{n}" for n in range(first, len(modules)))))
     cloner = FeaturePyramid(
         "cloner", layers, {"features": nn.Sequential(*modules)}, steps, (0.0,) * 3, (1.0,) * 3
@@ -53,44 +55,76 @@ def create_cloner(layers: Sequence[str], seed: int) -> FeaturePyramid:
     return cloner
 
 
-def direction_and_value(cloner: Sequence[Tensor], source: Sequence[Tensor]) -> Tensor:
-    """(B, 2): each image's two losses, summed over the layers (eq. 1 to 3 of the paper).
-
-    Direction: ``1 - cos(vec(c), vec(s))``, each layer's features as one vector. Value: mean of ``(c - s)^2``.
+def layer_losses(cloner: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Direction ``1 - cos(vec(c), vec(s))`` and value ``mean((c - s)^2)`` of one layer (eq. 1 and 2 of the paper).
 
     Args:
-        cloner, source: L x (B, C_l, H_l, W_l), float32.
+        cloner: features, (B, C, H, W).
+        source: features, the same shape.
+
+    Returns:
+        Each (B,), at least float32.
     """
-    losses = []
-    for c, s in zip(cloner, source, strict=True):
-        cosine, _, _ = _cosine(c, s)
-        losses.append(torch.stack([1 - cosine, (c - s).square().mean((1, 2, 3))], dim=1))
-    return torch.stack(losses).sum(0)
+    c, s = _vectors(cloner), _vectors(source)
+    return 1 - _cosine(c, s)[0], torch.linalg.vector_norm(c - s, dim=1).square() / c.shape[1]
 
 
-def loss_gradients(
-    cloner: Sequence[Tensor], source: Sequence[Tensor], weights: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients of ``direction_and_value(cloner, source) @ weights`` with respect to both networks' features.
+def layer_gradient(cloner: Tensor, source: Tensor, weights: Tensor) -> Tensor:
+    """Gradient of ``weights[0] * direction + weights[1] * value`` of one layer with respect to the cloner's features.
+
+    ``d direction / dc = (cos c' - s') / |c|`` with the unit vectors c' and s', ``d value / dc = 2 (c - s) / N``.
+    The losses are symmetric: with the arguments swapped it is the gradient with respect to the source's.
 
     Args:
-        cloner, source: L x (B, C_l, H_l, W_l).
-        weights: (2,) of direction and value.
+        cloner: features, (B, C, H, W).
+        source: features, the same shape.
+        weights: (2,) of direction and value, or (B, 2).
     """
-    to_cloner, to_source = [], []
-    for c, s in zip(cloner, source, strict=True):
-        cosine, norm_c, norm_s = (t.view(-1, 1, 1, 1) for t in _cosine(c, s))
-        value = 2 * weights[1] / c[0].numel()
-        cross = weights[0] / (norm_c * norm_s) + value
-        to_cloner.append((weights[0] * cosine / norm_c.square() + value) * c - cross * s)
-        to_source.append((weights[0] * cosine / norm_s.square() + value) * s - cross * c)
-    return to_cloner, to_source
+    cosine, norm_c, norm_s = _cosine(_vectors(cloner), _vectors(source))
+    direction, value = weights.unbind(-1)
+    value = 2 * value / cloner[0].numel()
+    own = direction * cosine / norm_c.square() + value
+    other = direction / (norm_c * norm_s) + value
+    return own.view(-1, 1, 1, 1) * cloner - other.view(-1, 1, 1, 1) * source
+
+
+def distillation_loss(cloner: Sequence[Tensor], source: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """(B,): each image's ``weights[0] * direction + weights[1] * value``, summed over the layers (eq. 3)."""
+    losses = [torch.stack(layer_losses(c, s), dim=1) for c, s in zip(cloner, source, strict=True)]
+    return torch.stack(losses).sum(0) @ weights
+
+
+class TrainingLoss(torch.autograd.Function):
+    """:func:`distillation_loss` of (weights, source, *cloner), differentiable with respect to the cloner.
+
+    By :func:`layer_gradient`, which passes over the features far less often than autograd.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, source: list[Tensor], *cloner: Tensor) -> Tensor:
+        ctx.source = source
+        ctx.save_for_backward(weights, *cloner)
+        return distillation_loss(cloner, source, weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        weights, *cloner = ctx.saved_tensors
+        scaled = gradients[0][:, None] * weights
+        found = [layer_gradient(c, s, scaled).to(c.dtype) for c, s in zip(cloner, ctx.source, strict=True)]
+        return None, None, *found
+
+
+def _vectors(features: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H W C), at least float32; no copy of channels_last float32."""
+    vectors = features.permute(0, 2, 3, 1).flatten(1)
+    return vectors if vectors.dtype == torch.float64 else vectors.float()
 
 
 def _cosine(c: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each (B,): cosine of the whole tensors, and their norms (at least eps)."""
-    norm_c, norm_s = (t.square().sum((1, 2, 3)).clamp_min(_EPS**2).sqrt() for t in (c, s))
-    return (c * s).sum((1, 2, 3)) / (norm_c * norm_s), norm_c, norm_s
+    """Each (B,): cosine of the vectors, and their norms (at least eps)."""
+    norm_c, norm_s = (torch.linalg.vector_norm(t, dim=1).clamp_min(_EPS) for t in (c, s))
+    product = (c[:, None] @ s[:, :, None]).flatten()
+    return product / (norm_c * norm_s), norm_c, norm_s
 
 
 @dataclass(frozen=True)
@@ -129,7 +163,9 @@ class SourceCloner(nn.Module):
         self.localisation = localisation
         self.blur = GaussianBlur(size, _SIGMA)
         self.register_buffer("loss_weights", torch.tensor(loss_weights))
-        if localisation.method == "smoothgrad":  # the same noise for every image: the same image, the same map
+        if (
+            localisation.method == "smoothgrad"
+        ):  # the same noise for every image: the same image, the same map
             generator = torch.Generator().manual_seed(localisation.seed)
             noise = torch.randn(localisation.samples, 3, *size, generator=generator)
             self.register_buffer("noise", noise, persistent=False)
@@ -145,7 +181,7 @@ class SourceCloner(nn.Module):
         """(maps, scores) of a few images."""
         if self.localisation.method == "smoothgrad":
             cloner, source = (network.forward(images)[0] for network in (self._cloner, self._source))
-            scores = direction_and_value(cloner, source) @ self.loss_weights
+            scores = distillation_loss(cloner, source, self.loss_weights)
             saliency = self._smoothgrad(images)
         else:
             gradient, scores = self.input_gradient(images)
@@ -156,12 +192,15 @@ class SourceCloner(nn.Module):
         """The gradient (B, 3, H, W) of each image's loss with respect to the image, and the losses (B,)."""
         cloner, cloner_tape = self._cloner.forward(images)
         source, source_tape = self._source.forward(images)
-        scores = direction_and_value(cloner, source) @ self.loss_weights
-        to_cloner, to_source = loss_gradients(cloner, source, self.loss_weights)
+        weights = self.loss_weights
+        pairs = list(zip(cloner, source, strict=True))
         guided = self.localisation.method == "gbp"  # the official code guides the cloner alone
+        to_cloner = [layer_gradient(c, s, weights) for c, s in pairs]
         gradient = self._cloner.backward(cloner_tape, to_cloner, guided=guided)
         if self.localisation.through == "both":
+            to_source = [layer_gradient(s, c, weights) for c, s in pairs]
             gradient = gradient + self._source.backward(source_tape, to_source)
+        scores = distillation_loss(cloner, source, weights)
         return gradient, scores
 
     def _smoothgrad(self, images: Tensor) -> Tensor:
@@ -172,10 +211,11 @@ class SourceCloner(nn.Module):
         level = self.localisation.noise
         span = images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True)
         deviation = (level / span.clamp_min(level)).square() if level else torch.zeros_like(span)
-        saliency = sum(
-            self._saliency(self.input_gradient(images + deviation * noise)[0]) for noise in self.noise.unbind()
-        )
-        saliency = saliency / self.localisation.samples
+        copies = (images + deviation * noise for noise in self.noise.unbind())
+        total = torch.zeros_like(images[:, :1])
+        for copy in copies:
+            total = total + self._saliency(self.input_gradient(copy)[0])
+        saliency = total / self.localisation.samples
         return _stretched(saliency, 1.0) if self.localisation.protocol == "paper" else saliency
 
     def _saliency(self, gradient: Tensor) -> Tensor:
