@@ -153,4 +153,9 @@ def _through_relu(gradient: Tensor, output: Tensor, guided: bool) -> Tensor:
 
 def _unpool(gradient: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
     """Each pooled pixel's gradient to the pixel that it came from."""
+    if (
+        torch.are_deterministic_algorithms_enabled()
+    ):  # torch cannot know that no index comes twice, and refuses
+        flat = gradient.new_zeros(*gradient.shape[:2], size[0] * size[1])
+        return flat.scatter(2, indices.flatten(2), gradient.flatten(2)).unflatten(2, list(size))
     return torch.ops.aten.max_unpool2d(gradient, indices, size)  # F.max_unpool2d's checks cannot be traced

@@ -26,7 +26,7 @@ from .mkd_network import (
 from .sources import Images
 from .training import EpochRecord, TrainingOptions, train
 
-LAYERS = ("pool1", "pool2", "pool3", "pool4", "pool5")
+LAYERS = ("pool2", "pool3", "pool4", "pool5")  # where the cloner has the source's channels
 VARIANTS = ("official", "paper")
 LOCALISATIONS = ("gradient", "smoothgrad", "gbp")
 THROUGH = ("both", "cloner")
@@ -51,7 +51,7 @@ class MultiresolutionKD(Detector):
             localised on the last three) or ``"paper"`` (value + lambda x direction; the same layers for both).
         lam: lambda; None: 0.5 in the official variant (its authors take 0.01 for MNIST and CIFAR-10), in the paper's
             the ratio of the two losses of the untrained cloner, which starts them at equal weight.
-        layers: to train on, out of pool1 to pool5; None: pool2 to pool5.
+        layers: to train on, out of pool2 to pool5; None: all four.
         detection_layers: out of ``layers``, for score and map; None: the variant's.
         localisation: ``"gradient"``, ``"smoothgrad"`` (mean over noisy copies of the image) or ``"gbp"`` (guided
             backpropagation through the cloner).
@@ -134,7 +134,7 @@ class MultiresolutionKD(Detector):
         return train(_Cloning(self, network, *stores, precision), options)
 
     def _training_layers(self) -> list[str]:
-        return list(LAYERS[1:] if self.layers is None else self.layers)
+        return list(LAYERS if self.layers is None else self.layers)
 
     def _detection_layers(self) -> list[str]:
         layers = self._training_layers()
@@ -157,6 +157,8 @@ class MultiresolutionKD(Detector):
                 raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
         _check_layers("layers", self.layers, LAYERS)
         _check_layers("detection_layers", self.detection_layers, self._training_layers())
+        if not isinstance(self.normalise, bool):
+            raise UsageError(f"normalise: expected true or false, got {self.normalise!r}")
         if not (_is_number(self.learning_rate) and self.learning_rate > 0):
             raise UsageError(f"learning_rate: expected a number above 0, got {self.learning_rate!r}")
         if self.lam is not None and not (_is_number(self.lam) and self.lam >= 0):

@@ -21,13 +21,13 @@ _WHITE = 0.99  # quantile of a map that the official code makes 1
 
 
 def create_cloner(layers: Sequence[str], seed: int) -> FeaturePyramid:
-    """The compact student of VGG-16: the same depth and the same outputs, 16 channels between them.
+    """The compact student of VGG-16: of its depth and with its pool2 to pool5, but 16 channels between them.
 
     Convolutions without bias, initialised as Glorot and Bengio (uniform); batch norm after each of them but the last
     before a pooling. 343,984 parameters up to pool5.
 
     Args:
-        layers: out of pool1 to pool5.
+        layers: out of pool1 (16 channels, where the source has 64) to pool5.
         seed: of the weights; the global random state is neither used nor changed.
     """
     modules: list[nn.Module] = []
