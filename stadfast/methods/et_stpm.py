@@ -4,13 +4,14 @@ Zolfaghari, Sajedi: MVIP 2022, arXiv 2512.18219)."""
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -22,6 +23,7 @@ from .finetuning import Categories, Classification, Classifier, NoFeatures, read
 from .graph import Preprocess, ScoringGraph
 from .hardware import Precision
 from .imitation import Imitation, Pyramid, feature_stores
+from .losses import unit_l1_cosine
 from .sources import Images, fingerprint
 from .stpm import StudentTeacher
 from .training import EpochRecord, TrainingOptions, train
@@ -124,6 +126,8 @@ class EnhancedTeacherSTPM(Detector):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not isinstance(self.finetune_data, (str, os.PathLike, NoneType)):
+            raise UsageError(f"finetune_data: expected a folder or None, got {self.finetune_data!r}")
         for name in ("head_epochs", "finetune_epochs"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
@@ -238,18 +242,17 @@ class _Imitation(Imitation):
         self._detector, self._network = detector, network
 
     def _loss(self, student: Pyramid, teacher: Pyramid) -> Tensor:
-        squared = ops.pyramid_distance(student, teacher)
-        if self._detector.loss == "stfpm":
-            return torch.stack([d.mean() for d in squared]).sum()
-        total = torch.zeros((), device=student[0].device)
-        for s, t, distance in zip(student, teacher, squared, strict=True):
-            s, t = s.float(), t.float()  # differences of normalised half-precision vectors would be coarse
-            if self._detector.l1_features == "normalised":
-                s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
-            l1 = (t - s).abs().sum(1).mean()
-            cosine = distance.mean() / 2  # 1 - cos of unit vectors
-            total = total + self._detector.l1_weight * l1 + self._detector.cosine_weight * cosine
-        return total
+        method = self._detector
+        if method.loss == "stfpm":
+            return torch.stack([d.mean() for d in ops.pyramid_distance(student, teacher)]).sum()
+        raw = method.l1_features == "raw"
+        pairs = list(zip(student, teacher, strict=True))
+        terms = [
+            unit_l1_cosine(s, t, 0.0 if raw else method.l1_weight, method.cosine_weight) for s, t in pairs
+        ]
+        if raw:
+            terms += [method.l1_weight * (s.float() - t.float()).abs().sum(1).mean() for s, t in pairs]
+        return torch.stack(terms).sum()
 
     def _maps(self, student: Pyramid, teacher: Pyramid) -> Tensor:
         return self._network.maps(student, teacher)
