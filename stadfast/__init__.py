@@ -20,9 +20,11 @@ _HOME = {
     "load": "methods",
     "Folder": "data",
     "MVTecLayout": "data",
+    "Scorer": "runtime",
+    "export": "runtime",
     "StadfastError": "errors",
 }
-_ROOMS = ("backbones", "data", "errors", "methods", "metrics", "ops", "report")
+_ROOMS = ("backbones", "data", "errors", "methods", "metrics", "ops", "report", "runtime")
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 

@@ -68,3 +68,17 @@ print(sorted(name for name in sys.modules if name.startswith("stadfast.")))
 """
     wanted = ["stadfast.errors", "stadfast.methods", "stadfast.methods.graph", "stadfast.methods.hardware"]
     assert run(program) == str(wanted)
+
+
+def test_the_runtime_costs_little_more_and_loads_no_training() -> None:
+    program = """
+import sys, time, torch
+start = time.perf_counter()
+import stadfast.runtime
+print(time.perf_counter() - start)
+ours = {name for name in sys.modules if name.startswith("stadfast.methods.")}
+assert ours <= {"stadfast.methods.graph", "stadfast.methods.hardware"}, ours
+assert not {"stadfast.backbones", "stadfast.data"} & set(sys.modules)
+"""
+    run(program)
+    assert statistics.median(float(run(program)) for _ in range(3)) < 0.150

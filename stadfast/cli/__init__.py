@@ -1,4 +1,4 @@
-"""The command line: ``stadfast fit | score | evaluate | info | demo``."""
+"""The command line: ``stadfast fit | score | evaluate | export | info | demo``."""
 
 from .app import app, main
 

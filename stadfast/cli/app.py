@@ -158,6 +158,34 @@ def evaluate(
     run(model, data, json=json, report=report, device=device, batch_size=batch_size, skip_broken=skip_broken)
 
 
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Archive to write.")],
+    format: Annotated[
+        str, typer.Option(metavar="torchscript|export|onnx|openvino", help="Of the archive.")
+    ] = "torchscript",
+    precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Of the networks.")] = "fp32",
+    size: Annotated[
+        str, typer.Option(metavar="N|HxW|dynamic", help="Height and width of the images that will come.")
+    ] = "dynamic",
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Plain PyTorch operators: runs without stadfast's library.")
+    ] = False,
+    verify: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Score these images through both and compare.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a detector's whole graph as an archive, for Scorer, C++ or other runtimes."""
+    from .export import export as run
+    from .fit import parse_size
+
+    run(
+        model, output, format=format, precision=precision, portable=portable, verify=verify,
+        size=size if size == "dynamic" else parse_size(size),
+    )  # fmt: skip
+
+
 def info(
     model: Annotated[
         Path | None, typer.Argument(metavar="[MODEL]", help="A saved detector; else this machine.")
@@ -182,5 +210,5 @@ def demo(
 
 
 app.command()(guarded(fit, after_interrupt="the same command with --resume continues"))
-for _command in (score, evaluate, info, demo):
+for _command in (score, evaluate, export, info, demo):
     app.command()(guarded(_command))

@@ -3,9 +3,9 @@
 Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothing; the first call does, once.
 """
 
-from ._library import Backend, backend, cache_folder
+from ._library import Backend, backend, cache_folder, plain_pytorch
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
-from .maps import COMBINATIONS, anomaly_map, pyramid_distance, upsample_combine
+from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
 from .peers import ensemble_scores, peer_distance, reduce_heads
 from .regions import label_regions, region_pixels
 
@@ -22,8 +22,10 @@ __all__ = [
     "key_histogram",
     "label_regions",
     "peer_distance",
+    "plain_pytorch",
     "pyramid_distance",
     "rank_counts",
+    "reads_half",
     "reduce_heads",
     "region_pixels",
     "upsample_combine",

@@ -12,6 +12,9 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -164,9 +167,22 @@ def backend() -> Backend:
     return _backend
 
 
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_pytorch(enabled: bool = True) -> Iterator[None]:
+    """Within it the ops run, and are recorded, as plain PyTorch: a graph that needs no library of ours."""
+    token = _plain.set(enabled or _plain.get())
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def has_kernel(device: str) -> bool:
     """Whether compiled kernels serve tensors on ``device`` (a device type such as ``"cpu"``)."""
-    return device in backend().libraries
+    return not _plain.get() and device in backend().libraries
 
 
 # What torch.compiler.assume_constant_result does, without its import of the compiler (over a second).

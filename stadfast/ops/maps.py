@@ -124,6 +124,12 @@ def upsample_combine(
     return _kernel("upsample_combine", maps[0])(_unshared(maps), *rest)
 
 
+def reads_half(operator: object) -> bool:
+    """Whether a compiled operator (a ``torch._ops.OpOverload``) reads half types and gives float32 maps."""
+    name = str(getattr(operator, "_schema", operator)).partition("(")[0]
+    return name in ("stadfast::anomaly_map", "stadfast::pyramid_distance", "stadfast::peer_distance")
+
+
 def _kernel(name: str, tensor: Tensor) -> Any:
     compiled = _library.has_kernel(tensor.device.type)
     return getattr(torch.ops.stadfast if compiled else reference, name)

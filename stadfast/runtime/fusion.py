@@ -1,0 +1,161 @@
+"""Convolutions with what follows them, as one oneDNN operator with its weights laid out ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from .lowering import finish
+
+aten = torch.ops.aten
+mkldnn = torch.ops.mkldnn
+
+_CONVOLUTION = aten.convolution.default
+_ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
+
+
+class Activation(NamedTuple):
+    """oneDNN's name of a function, with its numbers."""
+
+    name: str
+    numbers: tuple[float, ...] = ()
+
+
+_IDENTITY = Activation("none")
+_ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
+    aten.relu.default: lambda: Activation("relu"),
+    aten.relu_.default: lambda: Activation("relu"),
+    aten.relu6.default: lambda: Activation("hardtanh", (0.0, 6.0)),
+    aten.hardtanh.default: lambda low=-1.0, high=1.0: Activation("hardtanh", (float(low), float(high))),
+    aten.hardtanh_.default: lambda low=-1.0, high=1.0: Activation("hardtanh", (float(low), float(high))),
+    aten.silu.default: lambda: Activation("swish"),
+    aten.silu_.default: lambda: Activation("swish"),
+    aten.leaky_relu.default: lambda slope=0.01: Activation("leaky_relu", (float(slope),)),
+    aten.leaky_relu_.default: lambda slope=0.01: Activation("leaky_relu", (float(slope),)),
+}
+
+
+def fuse(module: fx.GraphModule) -> int:
+    """Replace convolutions by oneDNN's fused operator, in place; returns how many.
+
+    ``act(conv(x) + residual)`` becomes one call. The residual is overwritten where nothing needs it afterwards.
+    A convolution that oneDNN's operator does not take stays as it is.
+    """
+    order = {node: i for i, node in enumerate(module.graph.nodes)}
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.target is _CONVOLUTION and _fits(module, node):
+            _replace(module, node, order)
+            count += 1
+    finish(module)
+    return count
+
+
+class Convolution(NamedTuple):
+    """The arguments of ``aten::convolution`` that matter here."""
+
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    groups: int
+
+
+def convolution(node: fx.Node) -> Convolution:
+    """What a node calls ``aten::convolution`` with."""
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
+    return Convolution(x, weight, bias, stride, padding, dilation, transposed, groups)  # type: ignore[arg-type]
+
+
+def _fits(module: fx.GraphModule, node: fx.Node) -> bool:
+    found = convolution(node)
+    constant = found.weight.op == "get_attr" and (found.bias is None or found.bias.op == "get_attr")
+    return constant and not found.transposed and len(found.x.meta.get("shape", ())) == 4
+
+
+def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    found = convolution(node)
+    chain, residual, overwrite = [node], None, False
+    following = _only_user(node)
+    if following is not None and following.target in _ADDITIONS:
+        other = _addend(following, node)
+        overwrite = other is not None and _dies_at(other, following, order)
+        if other is not None and (
+            overwrite or found.groups == 1
+        ):  # oneDNN's operator for groups: in place only
+            residual = other
+            chain.append(following)
+    activation = _IDENTITY
+    following = _only_user(chain[-1])
+    if following is not None and following.target in _ACTIVATIONS:
+        wanted = _ACTIVATIONS[following.target](*following.args[1:])
+        if residual is None or wanted.name == "relu":
+            activation = wanted
+            chain.append(following)
+    rest = (
+        _laid_out(module, found), found.bias, found.padding, found.stride, found.dilation, found.groups,
+    )  # fmt: skip
+    with module.graph.inserting_before(chain[-1]):
+        if residual is None:
+            args: tuple[Any, ...] = (found.x, *rest, activation.name, list(activation.numbers), "")
+            fused = module.graph.call_function(mkldnn._convolution_pointwise.default, args)
+        else:
+            kind = mkldnn._convolution_pointwise_ if overwrite else mkldnn._convolution_pointwise
+            inputs = (residual, found.x) if overwrite else (found.x, residual)
+            unary = None if activation is _IDENTITY else activation.name
+            fused = module.graph.call_function(kind.binary, (*inputs, *rest, "add", 1.0, unary, [], ""))
+    fused.meta.update(chain[-1].meta)
+    order[fused] = order[chain[-1]]
+    chain[-1].replace_all_uses_with(fused)
+    for dead in reversed(chain):
+        module.graph.erase_node(dead)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _addend(addition: fx.Node, node: fx.Node) -> fx.Node | None:
+    """What is added to the convolution's result, if it has the same shape and type."""
+    left, right = addition.args[:2]
+    scale = addition.args[2] if len(addition.args) > 2 else addition.kwargs.get("alpha", 1)
+    other = right if left is node else left
+    if left is right or scale != 1 or not isinstance(other, fx.Node):
+        return None
+    same = all(other.meta.get(key) == node.meta.get(key) for key in ("shape", "dtype"))
+    return other if same and other.op == "call_function" else None
+
+
+def _dies_at(value: fx.Node, addition: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether ``value`` owns its memory and nobody reads it after ``addition``."""
+    fresh = isinstance(value.target, torch._ops.OpOverload) and not _is_view(value)
+    return fresh and all(
+        user is addition or (order[user] < order[addition] and not _is_view(user)) for user in value.users
+    )
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether the node's result may share memory with an input that lives on."""
+    if node.target in (mkldnn._convolution_pointwise_.binary, *_ACTIVATIONS, *_ADDITIONS):
+        return False  # written in place into an intermediate that nobody else holds
+    returns = getattr(getattr(node.target, "_schema", None), "returns", None)
+    return returns is None or any(value.alias_info is not None for value in returns)
+
+
+def _laid_out(module: fx.GraphModule, found: Convolution) -> fx.Node:
+    """The weight in the blocked layout that oneDNN prefers for inputs of this shape."""
+    weight: Tensor = getattr(module, str(found.weight.target))
+    shape = list(found.x.meta["shape"])
+    laid_out = mkldnn._reorder_convolution_weight(
+        weight, found.padding, found.stride, found.dilation, found.groups, shape
+    )
+    name = f"{found.weight.target}_laid_out"
+    module.register_buffer(name, laid_out, persistent=False)  # opaque: it can be neither moved nor saved
+    with module.graph.inserting_before(found.weight):
+        return module.graph.get_attr(name)

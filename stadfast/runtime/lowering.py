@@ -1,0 +1,157 @@
+"""A recorded TorchScript graph as a torch.fx graph of ATen calls, which Python can rewrite.
+
+Every archive and every detector takes this way into the fast path, whatever its networks are made of: freezing has
+folded batch norm into the convolutions before, and what remains is a list of operators with constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+
+class UnsupportedGraphError(Exception):
+    """The graph holds something other than a sequence of operators, such as a branch: run it as it is."""
+
+
+def lower(
+    module: torch.jit.ScriptModule, device: torch.device, *, keep_resize: bool = False
+) -> fx.GraphModule:
+    """Freeze ``module`` and rewrite its ``forward`` as an fx graph with the constants on ``device``.
+
+    Images that have the network's size already skip the resizing, unless ``keep_resize``.
+
+    Raises:
+        UnsupportedGraphError: control flow or an operator without a Python face.
+    """
+    return _Lowering(device, keep_resize).run(torch.jit.freeze(module.eval()).inlined_graph)
+
+
+class _Lowering:
+    """Values of the TorchScript graph by name: fx nodes, constants, or lists of both."""
+
+    def __init__(self, device: torch.device, keep_resize: bool) -> None:
+        self.device, self.keep_resize = device, keep_resize
+        self.graph = fx.Graph()
+        self.constants = torch.nn.Module()
+        self.values: dict[str, Any] = {}
+
+    def run(self, source: Any) -> fx.GraphModule:
+        for value in list(source.inputs())[1:]:  # the first is the module itself
+            self.values[value.debugName()] = self.graph.placeholder(_identifier(value.debugName()))
+        for node in source.nodes():
+            self._node(node)
+        outputs = tuple(self.values[value.debugName()] for value in source.outputs())
+        self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
+        return fx.GraphModule(self.constants, self.graph)
+
+    def _node(self, node: Any) -> None:
+        kind = node.kind()
+        inputs = [self.values.get(value.debugName()) for value in node.inputs()]
+        names = [value.debugName() for value in node.outputs()]
+        if kind == "prim::Constant":
+            self.values[names[0]] = self._constant(node.output().toIValue())
+        elif kind == "prim::ListConstruct":
+            self.values[names[0]] = inputs
+        elif kind == "prim::TupleConstruct":
+            self.values[names[0]] = tuple(inputs)
+        elif kind in ("prim::ListUnpack", "prim::TupleUnpack"):
+            source: Any = inputs[0]
+            for i, name in enumerate(names):
+                computed = isinstance(source, fx.Node)
+                self.values[name] = self.graph.call_function(_item, (source, i)) if computed else source[i]
+        elif kind in _FUNCTIONS:
+            self.values[names[0]] = self.graph.call_function(_FUNCTIONS[kind], tuple(inputs))
+        elif kind.startswith("prim::"):
+            raise UnsupportedGraphError(f"{kind} has no counterpart")
+        else:
+            self.values[names[0]] = self._operator(node, inputs)
+
+    def _operator(self, node: Any, inputs: list[Any]) -> fx.Node:
+        schema = torch._C.parse_schema(node.schema())
+        namespace, name = schema.name.split("::")
+        try:
+            function = getattr(
+                getattr(getattr(torch.ops, namespace), name), schema.overload_name or "default"
+            )
+        except AttributeError as error:
+            raise UnsupportedGraphError(f"{schema.name} is not known here") from error
+        args, kwargs = [], {}
+        for argument, value in zip(schema.arguments, inputs, strict=True):
+            if argument.kwarg_only:
+                kwargs[argument.name] = value
+            else:
+                args.append(value)
+        aten = torch.ops.aten
+        if function is aten._upsample_bilinear2d_aa.vec and not self.keep_resize:
+            function = resize
+        elif function is aten._convolution.default:  # a private name, which exporters do not know
+            function, args = aten.convolution.default, args[:9]
+        return self.graph.call_function(function, tuple(args), kwargs)
+
+    def _constant(self, value: Any) -> Any:
+        if isinstance(value, torch.device):
+            return self.device
+        if not isinstance(value, Tensor):
+            return value
+        name = f"constant_{len(list(self.constants.buffers()))}"
+        self.constants.register_buffer(name, value.detach().to(self.device))
+        return self.graph.get_attr(name)
+
+
+class _Propagation(fx.Interpreter):
+    """Runs the graph and keeps what the nodes give."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta.update(shape=tuple(result.shape), dtype=result.dtype)
+        return result
+
+
+@torch.no_grad()
+def propagate(module: fx.GraphModule, example: Tensor) -> Any:
+    """Run the graph, and note every node's ``shape`` and ``dtype`` in its ``meta``; returns the outputs."""
+    return _Propagation(module).run(example)
+
+
+def finish(module: fx.GraphModule) -> fx.GraphModule:
+    """After rewriting: drop what nothing uses any more, and compile the graph again."""
+    module.graph.eliminate_dead_code()
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_buffers() if name not in used]:
+        delattr(module, name)
+    module.recompile()
+    return module
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Whether the node gave a tensor of floating-point numbers when it was propagated."""
+    return "dtype" in node.meta and bool(node.meta["dtype"].is_floating_point)
+
+
+def resize(images: Tensor, size: Any, align_corners: bool, scales: Any) -> Tensor:
+    """Bilinear with antialiasing; at equal size that is the identity, and left out."""
+    if size is not None and list(images.shape[-2:]) == list(size):
+        return images
+    return torch.ops.aten._upsample_bilinear2d_aa.vec(images, size, align_corners, scales)
+
+
+def _item(values: Any, index: int) -> Any:
+    return values[index]
+
+
+def _identifier(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+# Arithmetic on sizes, which tracing records as scalar tensors.
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "prim::NumToTensor": torch.tensor,
+    "aten::Int": int,
+    "aten::Float": float,
+    "aten::ScalarImplicit": lambda value: value.item(),
+}

@@ -1,0 +1,247 @@
+"""The drop-in scorer: images in, prediction out, as fast as the machine allows."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import DataError, UsageError
+from ..methods.graph import Prediction
+from ..methods.hardware import choose_device, choose_precision, deterministic_algorithms
+from .archive import format_of, load_exported, load_torchscript, quiet, read_metadata
+from .export import describe, example_images, record, record_on_cpu
+from .fusion import fuse
+from .images import batches, to_unit
+from .lowering import UnsupportedGraphError, finish, lower, propagate
+from .precision import DTYPES, narrow
+
+if TYPE_CHECKING:
+    from ..methods import Detector
+
+logger = logging.getLogger("stadfast")
+
+Engine = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+class Scorer:
+    """Runs an archive or a fitted detector without the training code; thread-safe.
+
+    Args:
+        source: an archive of :func:`stadfast.export`, a detector's bundle, or a fitted detector.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``.
+        precision: of the networks. ``"auto"``: the archive's, if less than fp32; else bf16 where the hardware
+            multiplies it natively, fp32 elsewhere. Maps and scores are float32.
+        batch_size: images computed at once, and the most that a CUDA graph is captured for.
+        threads: of torch's pool for one call, set for the whole process; None leaves it alone.
+        deterministic: deterministic algorithms only.
+        warm_up: run once now, so that the first call is as fast as the next.
+
+    Attributes:
+        method, threshold, pixel_threshold, image_size, precision, device, metadata.
+        path: how the graph runs: ``"fused"`` (oneDNN's operators), ``"cuda graph"``, ``"plain"``, ``"openvino"``.
+
+    Raises:
+        BundleError: the archive is missing, damaged or refused. UsageError: an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Detector,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int = 8,
+        threads: int | None = None,
+        deterministic: bool = False,
+        warm_up: bool = True,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("threads", threads)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise UsageError(f"{name}: expected a number from 1 on, got {value!r}")
+        if precision not in ("auto", *DTYPES):
+            raise UsageError(f"precision: expected auto, {', '.join(DTYPES)}, got {precision!r}")
+        self.device = choose_device(device)
+        self.batch_size, self.deterministic = batch_size, deterministic
+        if threads is not None and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        module, self.metadata, kind = _open(source)
+        self.method: str = self.metadata["method"]
+        self.threshold: float = self.metadata["threshold"]
+        self.pixel_threshold: float = self.metadata["pixel_threshold"]
+        self.image_size: tuple[int, int] = tuple(self.metadata["network_size"])  # type: ignore[assignment]
+        fixed = self.metadata["image_size"]
+        self._fixed: tuple[int, int] | None = None if fixed is None else tuple(fixed)  # type: ignore[assignment]
+        weights_only = kind in ("onnx", "openvino")  # these widen fp16 weights, and compute as they are told
+        archived = "fp32" if weights_only else self.metadata["precision"]
+        self.precision = _choose(precision, archived, self.device)
+        self._engine: Engine
+        if kind in ("onnx", "openvino"):
+            from .openvino import compile_model
+
+            self._engine, self.path = compile_model(Path(str(source)), self.precision, threads), "openvino"
+        else:
+            with _running(self.deterministic):
+                self._engine, self.path = self._optimise(module)
+        if warm_up:
+            self(torch.zeros(1, 3, *(self._fixed or self.image_size), dtype=torch.uint8))
+
+    def __call__(self, images: Any) -> Prediction:
+        """Scores, labels, maps and masks.
+
+        Args:
+            images: a path, folder, Pillow image, array or tensor, or a list of these: (H, W), (H, W, C), (C, H, W)
+                or a batch, uint8 or uint16 or float in [0, 1], C = 1, 3 or 4 (RGB), any size, any device.
+
+        Returns:
+            Prediction on the device of the tensors that came, else on the CPU.
+
+        Raises:
+            DataError: the images cannot be used.
+        """
+        found = list(self.stream(images))
+        if len(found) == 1:
+            return found[0]
+        return Prediction(*(torch.cat(field) for field in zip(*found, strict=True)))
+
+    def stream(self, images: Any) -> Iterator[Prediction]:
+        """The same batch by batch, in constant memory; paths are read as they are needed."""
+        for batch in batches(images, self.batch_size):
+            if self._fixed is not None and tuple(batch.shape[2:]) != self._fixed:
+                raise DataError(
+                    f"images are {batch.shape[2]} x {batch.shape[3]}; this archive was exported for "
+                    f"{self._fixed[0]} x {self._fixed[1]} (export with size='dynamic' takes any)"
+                )
+            with _running(self.deterministic):
+                outputs = self._engine(to_unit(batch.to(self.device, non_blocking=True)))
+            yield Prediction(*(x.to(batch.device) for x in outputs))
+
+    def predict(self, images: Any) -> Prediction:
+        """The same as calling, under the detectors' name for it."""
+        return self(images)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return f"Scorer({self.method}, {height} x {width}, {self.precision} on {self.device}, {self.path})"
+
+    # ---------------------------------------------------------------- making it fast
+
+    def _optimise(self, module: torch.jit.ScriptModule) -> tuple[Engine, str]:
+        """The fastest engine that gives the archive's results; the archive itself where the graph is unusual."""
+        example = torch.rand(
+            1, 3, *(self._fixed or self.image_size), generator=torch.Generator().manual_seed(0)
+        ).to(self.device)
+        try:
+            with quiet():
+                graph = lower(module, self.device)
+        except UnsupportedGraphError as error:
+            logger.warning("the archive runs as it is, more slowly: %s", error)
+            return module.to(self.device), "plain"
+        propagate(graph, example)
+        narrow(graph, DTYPES[self.precision])
+        propagate(graph, example)
+        if self.device.type == "cuda":
+            from .cuda import CudaGraphs
+
+            return CudaGraphs(graph, self.batch_size), "cuda graph"
+        count = fuse(graph)
+        return finish(graph), "fused" if count else "plain"
+
+
+@contextmanager
+def _running(deterministic: bool) -> Iterator[None]:
+    with torch.inference_mode(), deterministic_algorithms(deterministic):
+        yield
+
+
+def _open(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[str, Any], str]:
+    """The module, its metadata and the archive's format."""
+    if not isinstance(source, (str, os.PathLike)):
+        if not hasattr(source, "graph_"):
+            raise UsageError(f"source: expected an archive or a fitted detector, got {type(source).__name__}")
+        graph = source._fitted()
+        recorded = record_on_cpu(graph, example_images(graph.preprocess.size, None))
+        return recorded, describe(source, "torchscript", "fp32", None, False), "torchscript"
+    if Path(source).suffix.lower() == ".safetensors":
+        from ..methods import load
+
+        return _open(load(source, device="cpu"))
+    metadata = read_metadata(source)
+    kind = format_of(source)
+    if kind in ("onnx", "openvino"):
+        return None, metadata, kind
+    if not metadata["portable"]:
+        ops.backend()  # the archive calls our operators: they must be there before it is read
+    if kind == "torchscript":
+        return load_torchscript(source), metadata, kind
+    example = example_images(metadata["network_size"], metadata["image_size"])
+    return record(load_exported(source), example), metadata, kind
+
+
+def _choose(wanted: str, archived: str, device: torch.device) -> str:
+    if wanted == "auto":
+        return archived if archived != "fp32" else choose_precision("auto", device).name
+    if archived != "fp32" and wanted != archived:
+        raise UsageError(f"precision: the archive was exported in {archived}; it cannot run in {wanted}")
+    if wanted == "fp16" and device.type == "cpu":
+        raise UsageError("precision: fp16 is for GPUs; on a CPU choose bf16 or fp32")
+    return wanted
+
+
+class Agreement(NamedTuple):
+    """The largest differences between a detector and a scorer over ``images`` images.
+
+    Attributes:
+        score, map: absolute.
+        relative_score, relative_map: the same over the detector's largest value.
+        verdicts: images that only one of them calls defective.
+    """
+
+    images: int
+    score: float
+    map: float
+    relative_score: float
+    relative_map: float
+    verdicts: int
+
+
+def compare(detector: Detector, scorer: Scorer, images: Any) -> Agreement:
+    """Score images through both, batch by batch: what ``stadfast export --verify`` prints.
+
+    Args:
+        detector: fitted.
+        scorer: of the same detector's archive.
+        images: as :meth:`Scorer.__call__` takes them.
+    """
+    count = verdicts = 0
+    score, map_ = _Difference(), _Difference()
+    for batch in batches(images, scorer.batch_size):
+        ours, theirs = detector.predict(batch), scorer(batch)
+        count += len(batch)
+        verdicts += int((ours.pred_label != theirs.pred_label.cpu()).sum())
+        score.add(ours.pred_score, theirs.pred_score.cpu())
+        map_.add(ours.anomaly_map, theirs.anomaly_map.cpu())
+    return Agreement(count, score.largest, map_.largest, score.relative, map_.relative, verdicts)
+
+
+class _Difference:
+    """The largest difference so far, and the largest value to relate it to."""
+
+    def __init__(self) -> None:
+        self.largest = self.scale = 0.0
+
+    def add(self, ours: Tensor, theirs: Tensor) -> None:
+        self.largest = max(self.largest, float((ours - theirs).abs().max()))
+        self.scale = max(self.scale, float(ours.abs().max()))
+
+    @property
+    def relative(self) -> float:
+        return self.largest / self.scale if self.scale else (math.inf if self.largest else 0.0)

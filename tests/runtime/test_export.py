@@ -1,0 +1,133 @@
+"""Every method in every format says what the detector says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import stadfast as sf
+from stadfast.runtime import Scorer, compare, export, read_metadata
+from stadfast.runtime.archive import SUFFIXES, format_of, load_exported, load_torchscript
+
+FORMATS = ("torchscript", "export")
+
+
+def outputs(path: Path, images: Tensor) -> tuple[Tensor, ...]:
+    """The archive's own four tensors, without the scorer."""
+    module = load_torchscript(path) if format_of(path) == "torchscript" else load_exported(path)
+    with torch.no_grad():
+        return module(images.float() / 255)
+
+
+def assert_agree(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], tolerance: float) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        if a.is_floating_point():
+            assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_archive_is_the_detector(
+    detector: sf.Detector, images: Tensor, tmp_path: Path, format: str
+) -> None:
+    path = export(detector, tmp_path / f"model{SUFFIXES[format]}", format)
+    wanted = detector.predict(images)
+    assert 0 < int(wanted.pred_label.sum()) < len(images)
+    assert_agree(outputs(path, images), wanted, 1e-4)
+    same_size = images[:, :, :64, :64].contiguous()
+    assert_agree(outputs(path, same_size[:1]), detector.predict(same_size[:1]), 1e-4)
+    found = compare(detector, Scorer(path, device="cpu", precision="fp32"), images)
+    assert found.images == 5
+    assert found.relative_map <= 1e-4
+    assert found.relative_score <= 1e-4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_portable_and_fixed_size(stpm: sf.Detector, images: Tensor, tmp_path: Path, format: str) -> None:
+    path = export(
+        stpm, tmp_path / f"model{SUFFIXES[format]}", format, portable=True, size=tuple(images.shape[2:])
+    )
+    assert_agree(outputs(path, images), stpm.predict(images), 1e-4)
+    assert read_metadata(path)["portable"] is True
+    with pytest.raises(sf.StadfastError, match="80 x 72"):
+        Scorer(path, device="cpu", warm_up=False)(images[:, :, :70])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_in_the_archive(
+    stpm: sf.Detector, images: Tensor, tmp_path: Path, precision: str
+) -> None:
+    whole = export(stpm, tmp_path / "whole.pt").stat().st_size
+    path = export(stpm, tmp_path / "half.pt", precision=precision)
+    assert path.stat().st_size < 0.55 * whole
+    found, wanted = outputs(path, images), stpm.predict(images)
+    assert found[2].dtype == torch.float32
+    assert_agree((found[0], found[2]), (wanted.pred_score, wanted.anomaly_map), 0.05)
+
+
+def test_a_portable_archive_runs_without_stadfast(stpm: sf.Detector, images: Tensor, tmp_path: Path) -> None:
+    path = export(stpm, tmp_path / "model.pt", portable=True)
+    torch.save(images.float() / 255, tmp_path / "images.pt")
+    program = """
+import sys, torch
+images = torch.load(sys.argv[2])
+scores = torch.jit.load(sys.argv[1])(images)[0]
+assert not any(name.startswith("stadfast") for name in sys.modules)
+print(scores.tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(path), str(tmp_path / "images.pt")],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    torch.testing.assert_close(torch.tensor(eval(done.stdout)), stpm.score(images), rtol=1e-4, atol=0)
+
+
+def test_metadata(detector: sf.Detector, tmp_path: Path) -> None:
+    path = export(detector, tmp_path / "model.pt")
+    found = read_metadata(path)
+    assert found["method"] == detector.method
+    assert found["threshold"] == detector.threshold_
+    assert found["pixel_threshold"] == detector.pixel_threshold_
+    assert found["network_size"] == [64, 64]
+    assert found["image_size"] is None
+    assert found["notes"] == ["a note"]
+    assert found["image_score"] == detector.image_score
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_other_runtimes(stpm: sf.Detector, images: Tensor, tmp_path: Path, format: str) -> None:
+    pytest.importorskip("openvino")
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    path = export(stpm, tmp_path / f"model{SUFFIXES[format]}", format)
+    found = compare(stpm, Scorer(path, precision="fp32"), images)
+    assert found.relative_map <= 1e-4
+    half = export(stpm, tmp_path / f"half{SUFFIXES[format]}", format, precision="fp16")
+    assert compare(stpm, Scorer(half, precision="fp32"), images).relative_map <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "tflite"}, "format: expected one of torchscript"),
+        ({"precision": "int8"}, "precision: expected one of fp32"),
+        ({"format": "openvino", "precision": "bf16"}, "for openvino, got 'bf16'"),
+        ({"size": "big"}, "size: expected 'dynamic'"),
+        ({"size": (8, 8)}, "size: expected 'dynamic'"),
+    ],
+)
+def test_wrong_arguments(stpm: sf.Detector, tmp_path: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(sf.errors.UsageError, match=message):
+        export(stpm, tmp_path / "model.pt", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfitted_detector(tmp_path: Path) -> None:
+    with pytest.raises(sf.StadfastError, match="not fitted"):
+        export(sf.STPM(), tmp_path / "model.pt")
