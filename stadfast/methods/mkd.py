@@ -128,6 +128,10 @@ class MultiresolutionKD(Detector):
         options: TrainingOptions, skip_broken: bool,
     ) -> list[EpochRecord]:  # fmt: skip
         network: SourceCloner = graph.network  # type: ignore[assignment]
+        if self.protocol == "paper":
+            self.notes_.append(
+                "each map is stretched to its own range: maps of different images do not compare"
+            )
         stores = feature_stores(
             self, graph, network.source, train_images, held_out, precision, options, skip_broken
         )

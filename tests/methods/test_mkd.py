@@ -394,6 +394,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert torch.equal(tensor, resumed.graph_.state_dict()[name]), name
 
 
+def test_stretched_maps_are_noted(
+    arguments: dict[str, Any], images: Tensor, fitted: sf.MultiresolutionKD
+) -> None:
+    detector = sf.MultiresolutionKD(**(arguments | {"epochs": 1, "protocol": "paper"}))
+    detector.fit(images, show_progress=False)
+    assert "stretched" in detector.notes_[0]
+    assert fitted.notes_ == []
+
+
 def test_normalise_and_raw_input(arguments: dict[str, Any]) -> None:
     x = torch.rand(1, 3, *SIZE)
     raw, _ = sf.MultiresolutionKD(**arguments)._build(pretrained=False)
