@@ -163,9 +163,7 @@ class SourceCloner(nn.Module):
         self.localisation = localisation
         self.blur = GaussianBlur(size, _SIGMA)
         self.register_buffer("loss_weights", torch.tensor(loss_weights))
-        if (
-            localisation.method == "smoothgrad"
-        ):  # the same noise for every image: the same image, the same map
+        if localisation.method == "smoothgrad":  # one noise for all images: equal images get equal maps
             generator = torch.Generator().manual_seed(localisation.seed)
             noise = torch.randn(localisation.samples, 3, *size, generator=generator)
             self.register_buffer("noise", noise, persistent=False)

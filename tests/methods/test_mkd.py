@@ -428,6 +428,7 @@ def test_the_defaults_are_the_official_ones() -> None:
         ({"layers": ["pool6"]}, "layers"),
         ({"layers": "pool3"}, "layers"),
         ({"layers": []}, "layers"),
+        ({"layers": [["pool3"]]}, "layers"),
         ({"layers": ["pool3", "pool3"]}, "layers"),
         ({"layers": ["pool1"]}, "layers"),
         ({"layers": ["pool4"], "detection_layers": ["pool5"]}, "detection_layers"),
