@@ -15,6 +15,8 @@ _HOME = {
     "EnhancedTeacherSTPM": "methods",
     "MultiresolutionKD": "methods",
     "ReconstructionSTPM": "methods",
+    "StereotypeDeepening": "methods",
+    "PeerEnsemble": "methods",
     "Detector": "methods",
     "Prediction": "methods",
     "load": "methods",

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .et_stpm import EnhancedTeacherSTPM
     from .graph import Prediction, ScoringGraph
     from .mkd import MultiresolutionKD
+    from .peers import PeerEnsemble
     from .rstpm import ReconstructionSTPM
+    from .stereotype import StereotypeDeepening
     from .stpm import STPM
     from .training import EpochRecord
 
@@ -28,11 +30,13 @@ _CLASSES = {
     "EnhancedTeacherSTPM": "et_stpm",
     "MultiresolutionKD": "mkd",
     "ReconstructionSTPM": "rstpm",
+    "StereotypeDeepening": "stereotype",
 }  # of the methods: name -> module
 _HOME = {
     **_CLASSES,
     "Detector": "base",
     "EpochRecord": "training",
+    "PeerEnsemble": "peers",
     "Prediction": "graph",
     "ScoringGraph": "graph",
 }
@@ -44,9 +48,11 @@ __all__ = [
     "EnhancedTeacherSTPM",
     "EpochRecord",
     "MultiresolutionKD",
+    "PeerEnsemble",
     "Prediction",
     "ReconstructionSTPM",
     "ScoringGraph",
+    "StereotypeDeepening",
     "create",
     "load",
 ]

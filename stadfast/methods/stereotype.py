@@ -1,0 +1,319 @@
+"""Stereotype Deepening: a doctor, its masters and their bachelors (a reconstruction: docs/stereotype.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..data import list_images
+from ..errors import DataError, UsageError
+from ._deepening import (
+    COMPACTNESS,
+    DoctorTraining,
+    LevelTraining,
+    Recipe,
+    standardise_level,
+    standardise_terms,
+)
+from ._descriptors import Architecture, choose_architecture
+from ._patches import Patches
+from ._tree import TERMS, DescriptorTree, Family
+from .base import Detector
+from .features import FeatureStore
+from .graph import Preprocess, ScoringGraph
+from .hardware import Precision
+from .sources import Images, images_of, read_resized
+from .training import EpochRecord, TrainingOptions, train
+
+_TRAINED_WITH = ("students", "doctor", "both")
+_LEVEL_NAMES = ("doctor", "masters", "bachelors")
+_RECONSTRUCTION = "stereotype is a reconstruction from the paper's text, see docs/stereotype.md"
+
+
+class StereotypeDeepening(Detector):
+    """Small patch networks learn from each other in generations; where generations or peers disagree is anomalous.
+
+    The doctor learns a pretrained network's features of patches, its masters learn the doctor's descriptors of good
+    images, their bachelors the masters'. Maps, at every position (eqs. 7 to 9): *inference*, the distances between
+    doctor and masters; *delivery*, between masters and bachelors; *peer*, among the networks of a level; the score map
+    is their sum (eq. 10), and the image score its maximum. The paper leaves much unsaid and some of it is
+    inconsistent: **this is a reconstruction**; docs/stereotype.md lists every guess.
+
+    Args:
+        backbone, weights, layers: the pretrained network that the doctor learns from, and its layer (the last of
+            ``layers``; None: of the backbone's default), averaged over a patch.
+        arch: ``"paper"``, the table as printed, whose descriptors are affine in one number; ``"wide"``, the same
+            without that bottleneck; ``"stad"``, the networks of Uninformed Students (Bergmann et al. 2020).
+        patch_size: 64; of ``"stad"`` 65, 33 or 17. None: the first.
+        widths: children of each network, level by level: (2, 2) is two masters with two bachelors each.
+        doctor_data: folder with one sub-folder of images a class, from which the doctor learns features and classes;
+            None: the good images, with damaged patches as a second class.
+        doctor_epochs: of the doctor; ``epochs`` are each later level's.
+        patches_per_image: patches that the doctor sees of an image in an epoch.
+        class_weight: of the doctor's cross entropy.
+        mu: weight of the regression error, 1 - mu of the compactness loss (eq. 6). 1 is the gradient of the paper's
+            equations as printed, since eq. 5 is a constant.
+        compactness: ``"pairs"``, ``"abs"``, ``"dims"`` or ``"literal"``, see
+            :func:`~stadfast.methods._deepening.compactness_loss`.
+        compactness_on: ``"students"``, ``"doctor"`` or ``"both"``; the paper says both.
+        compactness_batch: descriptors that are compared with each other at a step.
+        error_over_channels: whether the regression error is a mean over the 512 channels, too.
+        terms: the maps that are summed: out of ``"inference"``, ``"delivery"``, ``"peer"``.
+        all_pairs: delivery between every network of a level and every one of the next, as eq. 8 is printed; otherwise
+            between parents and children, as figure 3 is drawn.
+        unordered: count two peers once; eq. 9 counts them twice.
+        zscore_terms: standardise each map on good images before the sum.
+        map_stride: pixels between the positions at which maps are computed; 1, 2, 4 or 8, at most the product of the
+            network's poolings.
+        one_patch: each image is one patch, resized to it, and its score one number: for small images such as MNIST.
+        image_size: None: 256; with ``one_patch`` the patch.
+        epochs, batch_size, validation_fraction, patience, seed, device, precision, deterministic, cache_gb: see
+            :class:`Detector`. Each level keeps its own best epoch.
+        learning_rate, weight_decay: of Adam.
+    """
+
+    method: ClassVar[str] = "stereotype"
+    _file_arguments: ClassVar[tuple[str, ...]] = ("weights", "doctor_data")
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        *,
+        weights: Any = "default",
+        layers: Sequence[str] | None = None,
+        arch: str = "wide",
+        patch_size: int | None = None,
+        widths: Sequence[int] = (2, 2),
+        doctor_data: str | os.PathLike[str] | None = None,
+        doctor_epochs: int = 30,
+        patches_per_image: int = 16,
+        class_weight: float = 0.1,
+        mu: float = 1.0,
+        compactness: str = "pairs",
+        compactness_on: str = "students",
+        compactness_batch: int = 64,
+        error_over_channels: bool = True,
+        terms: Sequence[str] = TERMS,
+        all_pairs: bool = False,
+        unordered: bool = False,
+        zscore_terms: bool = True,
+        map_stride: int = 4,
+        one_patch: bool = False,
+        image_size: int | tuple[int, int] | None = None,
+        epochs: int = 20,
+        batch_size: int = 8,
+        validation_fraction: float = 0.2,
+        patience: int | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        precision: str = "auto",
+        deterministic: bool = False,
+        cache_gb: float | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-5,
+    ) -> None:
+        super().__init__(
+            backbone, weights=weights, layers=layers, image_size=image_size, epochs=epochs,  # type: ignore[arg-type]
+            batch_size=batch_size, validation_fraction=validation_fraction, patience=patience, seed=seed,
+            device=device, precision=precision, deterministic=deterministic, cache_gb=cache_gb,
+        )  # fmt: skip
+        self.arch = arch
+        self.patch_size = patch_size
+        self.widths = widths
+        self.doctor_data = doctor_data
+        self.doctor_epochs = doctor_epochs
+        self.patches_per_image = patches_per_image
+        self.class_weight = class_weight
+        self.mu = mu
+        self.compactness = compactness
+        self.compactness_on = compactness_on
+        self.compactness_batch = compactness_batch
+        self.error_over_channels = error_over_channels
+        self.terms = terms
+        self.all_pairs = all_pairs
+        self.unordered = unordered
+        self.zscore_terms = zscore_terms
+        self.map_stride = map_stride
+        self.one_patch = one_patch
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+
+    # ---------------------------------------------------------------- the contract's parts
+
+    def _build(self, pretrained: bool) -> tuple[Preprocess, DescriptorTree]:
+        architecture = self._architecture
+        source = self._teacher(self.backbone, self.layers, self.weights, pretrained=False)
+        tree = DescriptorTree(
+            architecture, Family(tuple(self.widths)), self._size,
+            architecture.stride if self.one_patch else self.map_stride, one_patch=self.one_patch, terms=self.terms,
+            all_pairs=self.all_pairs, ordered=not self.unordered, seed=self.seed,
+        )  # fmt: skip
+        if not tree.terms:
+            raise UsageError(f"terms: {list(self.terms)} are empty in a tree of widths {list(self.widths)}")
+        return Preprocess(self._size, source.mean, source.std), tree
+
+    def _train(
+        self, graph: ScoringGraph, train_images: Images, held_out: Images, precision: Precision,
+        options: TrainingOptions, skip_broken: bool,
+    ) -> list[EpochRecord]:  # fmt: skip
+        tree: DescriptorTree = graph.network.to(memory_format=torch.channels_last)  # type: ignore[assignment]
+        device = graph.threshold.device
+
+        def store(images: Images, skip: bool) -> FeatureStore:
+            return FeatureStore(
+                images, graph.preprocess, lambda _: [], precision=precision, device=device, budget_gb=self.cache_gb,
+                batch_size=self.batch_size, skip_broken=skip, show_progress=options.show_progress,
+            )  # fmt: skip
+
+        good = store(train_images, skip_broken)
+        unseen = store(held_out, skip_broken) if held_out else None
+        self.broken_ = [entry for s in (good, unseen) if s is not None for entry in s.broken]
+        self.notes_.append(_RECONSTRUCTION)
+
+        recipe = self._recipe()
+        sources = self._doctor_sources(good, unseen, store, precision, device)
+        doctor = DoctorTraining(
+            tree.doctor,
+            *sources,
+            recipe,
+            self.class_weight,
+            self.batch_size,  # type: ignore[arg-type]
+        )
+        history = train(doctor, options.phase("doctor", epochs=self.doctor_epochs))
+        standardise_level(tree, 0, good, self.batch_size)
+        for level in range(1, len(self.widths) + 1):
+            students = LevelTraining(tree, level, good, unseen, recipe, precision, self.batch_size)
+            name = _LEVEL_NAMES[level] if level < len(_LEVEL_NAMES) else f"level {level}"
+            history += train(students, options.phase(name))
+            if level < len(self.widths):
+                standardise_level(tree, level, good, self.batch_size)
+        tree.reduce()
+        if self.zscore_terms:
+            standardise_terms(tree, unseen or good, self.batch_size)
+        return history
+
+    # ---------------------------------------------------------------- the three maps
+
+    def term_maps(self, data: Any, *, batch_size: int | None = None) -> dict[str, Tensor]:
+        """Each of the maps whose sum is the anomaly map: name -> (N, 1, H, W), float32.
+
+        Args:
+            data: images, as for :meth:`predict`.
+            batch_size: images computed at once; None: the training's.
+        """
+        graph = self._fitted()
+        tree: DescriptorTree = graph.network  # type: ignore[assignment]
+        device = graph.threshold.device
+        found = []
+        with torch.no_grad():
+            images = [image for _, image in read_resized(images_of(data), graph.preprocess, device)]
+            for batch in torch.stack(images).split(batch_size or self.batch_size):
+                found.append(tree.term_maps(graph.preprocess(batch)).cpu())
+        return dict(zip(tree.terms, torch.cat(found).split(1, dim=1), strict=True))
+
+    # ---------------------------------------------------------------- details
+
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            mu=self.mu, compactness=self.compactness, compact_doctor=self.compactness_on != "students",
+            compact_students=self.compactness_on != "doctor", compact_batch=self.compactness_batch,
+            over_channels=self.error_over_channels, learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay, seed=self.seed,
+        )  # fmt: skip
+
+    def _doctor_sources(
+        self,
+        good: FeatureStore,
+        unseen: FeatureStore | None,
+        store: Any,
+        precision: Precision,
+        device: torch.device,
+    ) -> tuple[Patches, Patches | None]:
+        """The doctor's patches, and held-out ones where it learns from the good images."""
+        source = self._teacher(self.backbone, self.layers, self.weights, pretrained=True).to(device)
+        source = source.to(memory_format=torch.channels_last)
+        count = 1 if self.one_patch else self.patches_per_image
+
+        def patches(images: FeatureStore, labels: list[int] | None, classes: int) -> Patches:
+            patch = self._architecture.patch
+            return Patches(images, labels, classes, source, patch, count, precision, device)
+
+        if self.doctor_data is None:
+            learnt = patches(good, None, 2).standardise()
+            return learnt, None if unseen is None else patches(unseen, None, 2).standardise(like=learnt)
+        images, labels, classes = labelled_images(self.doctor_data)
+        self.notes_.append(f"the doctor learnt the classes {', '.join(classes)}")
+        return patches(store(images, False), labels, len(classes)).standardise(), None
+
+    @property
+    def _architecture(self) -> Architecture:
+        return choose_architecture(self.arch, self.patch_size)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        if self.one_patch:
+            patch = self._architecture.patch
+            return (patch, patch)
+        size = 256 if self.image_size is None else self.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        architecture = self._architecture
+        patch = architecture.patch
+        if self.one_patch and self.image_size not in (None, patch, (patch, patch), [patch, patch]):
+            raise UsageError(f"image_size: with one_patch it is the patch ({patch}), got {self.image_size!r}")
+        if min(self._size) < patch:
+            raise UsageError(f"image_size: expected at least the patch ({patch}), got {self.image_size!r}")
+        if self.map_stride not in (1, 2, 4, 8) or self.map_stride > architecture.stride:
+            strides = [s for s in (1, 2, 4, 8) if s <= architecture.stride]
+            raise UsageError(
+                f"map_stride: expected one of {strides} for arch {self.arch}, got {self.map_stride!r}"
+            )
+        if isinstance(self.widths, (str, int)) or not self.widths or not all(map(_is_count, self.widths)):
+            raise UsageError(f"widths: expected whole numbers from 1, one a level, got {self.widths!r}")
+        for name in ("doctor_epochs", "patches_per_image"):
+            if not _is_count(getattr(self, name)):
+                raise UsageError(f"{name}: expected a whole number from 1, got {getattr(self, name)!r}")
+        if not _is_count(self.compactness_batch) or self.compactness_batch < 2:
+            raise UsageError(
+                f"compactness_batch: expected a whole number from 2, got {self.compactness_batch!r}"
+            )
+        if not 0 <= self.mu <= 1:
+            raise UsageError(f"mu: expected a number from 0 to 1, got {self.mu!r}")
+        if self.class_weight < 0:
+            raise UsageError(f"class_weight: expected 0 or more, got {self.class_weight!r}")
+        for name, known in (("compactness", COMPACTNESS), ("compactness_on", _TRAINED_WITH)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if isinstance(self.terms, str) or not self.terms or not set(self.terms) <= set(TERMS):
+            raise UsageError(f"terms: expected some of {', '.join(TERMS)}, got {self.terms!r}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def labelled_images(folder: str | os.PathLike[str]) -> tuple[list[Path], list[int], list[str]]:
+    """The images below each sub-folder, the number of their class, and the classes' names.
+
+    Raises:
+        DataError: fewer than two sub-folders with images.
+    """
+    root = Path(folder)
+    classes = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if len(classes) < 2:
+        raise DataError(
+            f"doctor_data: expected a folder with a sub-folder for each of two or more classes: {root}"
+        )
+    images, labels = [], []
+    for number, path in enumerate(classes):
+        found = list_images(path)
+        images += found
+        labels += [number] * len(found)
+    return images, labels, [path.name for path in classes]
