@@ -274,8 +274,10 @@ def standardise_level(tree: DescriptorTree, level: int, images: FeatureStore, ba
 
 
 @torch.no_grad()
-def standardise_terms(tree: DescriptorTree, images: FeatureStore, batch_size: int) -> None:
-    """Set each term's mean and deviation over the positions of good images, so that their sum weighs them alike."""
-    mean, deviation = _moments(tree.raw_terms(batch) for batch in _batches(images, batch_size))
-    tree.term_mean.copy_(mean)
-    tree.term_std.copy_(deviation.clamp_min(_SMALLEST))
+def scale_terms(tree: DescriptorTree, images: FeatureStore, batch_size: int) -> None:
+    """Set each term's deviation over the positions of good images, so that their sum weighs them alike.
+
+    This is the z-score of Uninformed Students but for its shift, which changes no order, and would make maps negative.
+    """
+    _, deviation = _moments(tree.raw_terms(batch) for batch in _batches(images, batch_size))
+    tree.term_scale.copy_(deviation.clamp_min(_SMALLEST))

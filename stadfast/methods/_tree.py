@@ -91,8 +91,7 @@ class DescriptorTree(nn.Module):
     small_bias: Tensor
     mean: Tensor
     std: Tensor
-    term_mean: Tensor
-    term_std: Tensor
+    term_scale: Tensor
 
     def __init__(
         self, architecture: Architecture, family: Family, size: tuple[int, int], stride: int,
@@ -119,8 +118,7 @@ class DescriptorTree(nn.Module):
             "std": torch.ones(family.teachers, DESCRIPTOR),
             "small_weight": torch.zeros(len(self.forms), rank, architecture.code),
             "small_bias": torch.zeros(len(self.forms), rank),
-            "term_mean": torch.zeros(len(self.terms)),
-            "term_std": torch.ones(len(self.terms)),
+            "term_scale": torch.ones(len(self.terms)),
         }.items():
             self.register_buffer(name, tensor)
         self.reduce()
@@ -164,17 +162,17 @@ class DescriptorTree(nn.Module):
 
     def term_maps(self, images: Tensor) -> Tensor:
         """The terms as they are summed, upsampled: (B, terms, H, W)."""
-        terms = self._shifted(self.raw_terms(images))
+        terms = self._scaled(self.raw_terms(images))
         return torch.cat([ops.upsample_combine([term], self.size) for term in terms.split(1, dim=1)], dim=1)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        total = self._shifted(self.raw_terms(images)).sum(1, keepdim=True)
+        total = self._scaled(self.raw_terms(images)).sum(1, keepdim=True)
         if self.one_patch:
             return total.expand(-1, -1, *self.size).contiguous(), total.flatten()
         return ops.upsample_combine([total], self.size)
 
-    def _shifted(self, terms: Tensor) -> Tensor:
-        return (terms - self.term_mean.view(1, -1, 1, 1)) / self.term_std.view(1, -1, 1, 1)
+    def _scaled(self, terms: Tensor) -> Tensor:
+        return terms / self.term_scale.view(1, -1, 1, 1)
 
 
 def _apply(weight: Tensor, bias: Tensor, codes: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from ._deepening import (
     DoctorTraining,
     LevelTraining,
     Recipe,
+    scale_terms,
     standardise_level,
-    standardise_terms,
 )
 from ._descriptors import Architecture, choose_architecture
 from ._patches import Patches
@@ -67,7 +67,7 @@ class StereotypeDeepening(Detector):
         all_pairs: delivery between every network of a level and every one of the next, as eq. 8 is printed; otherwise
             between parents and children, as figure 3 is drawn.
         unordered: count two peers once; eq. 9 counts them twice.
-        zscore_terms: standardise each map on good images before the sum.
+        zscore_terms: divide each map by its deviation over good images before the sum (a z-score without its shift).
         map_stride: pixels between the positions at which maps are computed; 1, 2, 4 or 8, at most the product of the
             network's poolings.
         one_patch: each image is one patch, resized to it, and its score one number: for small images such as MNIST.
@@ -194,7 +194,7 @@ class StereotypeDeepening(Detector):
                 standardise_level(tree, level, good, self.batch_size)
         tree.reduce()
         if self.zscore_terms:
-            standardise_terms(tree, unseen or good, self.batch_size)
+            scale_terms(tree, unseen or good, self.batch_size)
         return history
 
     # ---------------------------------------------------------------- the three maps
