@@ -7,6 +7,7 @@ from ._library import Backend, backend, cache_folder, plain_pytorch
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
 from .peers import ensemble_scores, peer_distance, reduce_heads
+from .pooling import max_pool2d
 from .regions import label_regions, region_pixels
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ensemble_scores",
     "key_histogram",
     "label_regions",
+    "max_pool2d",
     "peer_distance",
     "plain_pytorch",
     "pyramid_distance",

@@ -42,6 +42,13 @@ def _(
     return maps[0].new_empty((maps[0].shape[0], 1, *size))
 
 
+@torch.library.register_fake("stadfast::max_pool2d")
+def _(input: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    size = [(n + 2 * padding - kernel) // stride + 1 for n in input.shape[2:]]
+    shape = (*input.shape[:2], *size)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
 def _save_pyramids(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     student, teacher, ctx.eps = inputs
     ctx.levels = len(student)

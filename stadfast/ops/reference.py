@@ -69,3 +69,7 @@ def peer_distance(descriptors: list[Tensor], pairs: list[int], groups: list[int]
         distance = difference.square().sum(1) if squared else torch.linalg.vector_norm(difference, dim=1)
         members[group].append(distance)
     return torch.stack([sum(group[1:], start=group[0]) for group in members], dim=1)
+
+
+def max_pool2d(input: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    return F.max_pool2d(input, kernel, stride, padding)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import BundleError
+from .lowering import quiet
 
 ARCHIVE_FORMAT = 1
 MEMBER = "stadfast.json"
@@ -25,16 +25,6 @@ _MAX_UNPACKED = 4 << 30
 _FORBIDDEN_CODE = re.compile(rb"__setstate__|torch\.(save|load|from_file)\b|\bops\.(?!stadfast\b)\w+")
 # sympy evaluates expressions: calls of its classes (capitalised) only, no attributes, no indexing.
 _FORBIDDEN_EXPRESSION = re.compile(r"__|lambda|\b[a-z_]\w*\s*\(|\.\s*[A-Za-z_]|[\[\]{};:@\\]")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """TorchScript is deprecated, works, and is what C++ programs load: no warning at every call."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated")
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
-        yield
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from .. import ops
 from .._files import atomic_write
 from ..errors import StadfastError, UsageError
-from .archive import ARCHIVE_FORMAT, MEMBER, SUFFIXES, quiet
-from .lowering import lower, propagate
+from .archive import ARCHIVE_FORMAT, MEMBER, SUFFIXES
+from .lowering import lower, propagate, quiet
 from .precision import DTYPES, narrow
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def record_on_cpu(graph: nn.Module, example: Tensor) -> torch.jit.ScriptModule:
 def _plain_graph(graph: nn.Module, example: Tensor, dtype: torch.dtype) -> nn.Module:
     """The detector's graph as a flat list of operators with batch norm folded, in the wanted precision."""
     recorded = record_on_cpu(graph, example)
-    with quiet():
-        module = lower(recorded, torch.device("cpu"), keep_resize=True)
+    module = lower(recorded, torch.device("cpu"), keep_resize=True)
     propagate(module, example)
     return narrow(module, dtype)
 

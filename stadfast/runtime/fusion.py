@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from .. import ops
 from .lowering import finish
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn
 
-_CONVOLUTION = aten.convolution.default
-_ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
+CONVOLUTION = aten.convolution.default
+ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
+
+
+_POOLING_DEFAULTS: tuple[Any, ...] = (None, None, [], [0, 0], [1, 1], False)
 
 
 class Activation(NamedTuple):
@@ -25,7 +29,7 @@ class Activation(NamedTuple):
 
 
 _IDENTITY = Activation("none")
-_ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
+ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
     aten.relu.default: lambda: Activation("relu"),
     aten.relu_.default: lambda: Activation("relu"),
     aten.relu6.default: lambda: Activation("hardtanh", (0.0, 6.0)),
@@ -44,14 +48,28 @@ def fuse(module: fx.GraphModule) -> int:
     ``act(conv(x) + residual)`` becomes one call. The residual is overwritten where nothing needs it afterwards.
     A convolution that oneDNN's operator does not take stays as it is.
     """
+    for node in module.graph.nodes:
+        _replace_pooling(node)
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     count = 0
     for node in list(module.graph.nodes):
-        if node.target is _CONVOLUTION and _fits(module, node):
+        if node.target is CONVOLUTION and _fits(module, node):
             _replace(module, node, order)
             count += 1
     finish(module)
     return count
+
+
+def _replace_pooling(node: fx.Node) -> None:
+    """Square max pooling by our own kernel, which takes a fifth of the time."""
+    if node.target is not aten.max_pool2d.default or len(node.meta.get("shape", ())) != 4:
+        return
+    given: tuple[Any, ...] = (*node.args, *_POOLING_DEFAULTS[len(node.args) :])
+    _, kernel, stride, padding, dilation, ceil_mode = given
+    square = all(len(set(sides)) == 1 for sides in (kernel, stride or kernel, padding, dilation))
+    if square and dilation[0] == 1 and not ceil_mode and node.meta["dtype"] != torch.float64:
+        node.args = (node.args[0], kernel[0], (stride or kernel)[0], padding[0])
+        node.target = ops.max_pool2d
 
 
 class Convolution(NamedTuple):
@@ -83,7 +101,7 @@ def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -
     found = convolution(node)
     chain, residual, overwrite = [node], None, False
     following = _only_user(node)
-    if following is not None and following.target in _ADDITIONS:
+    if following is not None and following.target in ADDITIONS:
         other = _addend(following, node)
         overwrite = other is not None and _dies_at(other, following, order)
         if other is not None and (
@@ -93,8 +111,8 @@ def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -
             chain.append(following)
     activation = _IDENTITY
     following = _only_user(chain[-1])
-    if following is not None and following.target in _ACTIVATIONS:
-        wanted = _ACTIVATIONS[following.target](*following.args[1:])
+    if following is not None and following.target in ACTIVATIONS:
+        wanted = ACTIVATIONS[following.target](*following.args[1:])
         if residual is None or wanted.name == "relu":
             activation = wanted
             chain.append(following)
@@ -134,7 +152,7 @@ def _addend(addition: fx.Node, node: fx.Node) -> fx.Node | None:
 
 def _dies_at(value: fx.Node, addition: fx.Node, order: dict[fx.Node, int]) -> bool:
     """Whether ``value`` owns its memory and nobody reads it after ``addition``."""
-    fresh = isinstance(value.target, torch._ops.OpOverload) and not _is_view(value)
+    fresh = value.op == "call_function" and not _is_view(value)
     return fresh and all(
         user is addition or (order[user] < order[addition] and not _is_view(user)) for user in value.users
     )
@@ -142,7 +160,7 @@ def _dies_at(value: fx.Node, addition: fx.Node, order: dict[fx.Node, int]) -> bo
 
 def _is_view(node: fx.Node) -> bool:
     """Whether the node's result may share memory with an input that lives on."""
-    if node.target in (mkldnn._convolution_pointwise_.binary, *_ACTIVATIONS, *_ADDITIONS):
+    if node.target in (mkldnn._convolution_pointwise_.binary, ops.max_pool2d, *ACTIVATIONS, *ADDITIONS):
         return False  # written in place into an intermediate that nobody else holds
     returns = getattr(getattr(node.target, "_schema", None), "returns", None)
     return returns is None or any(value.alias_info is not None for value in returns)

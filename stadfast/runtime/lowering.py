@@ -6,11 +6,23 @@ folded batch norm into the convolutions before, and what remains is a list of op
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """TorchScript is deprecated, works, and is what C++ programs load: no warning at every call."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated")
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        yield
 
 
 class UnsupportedGraphError(Exception):
@@ -27,7 +39,9 @@ def lower(
     Raises:
         UnsupportedGraphError: control flow or an operator without a Python face.
     """
-    return _Lowering(device, keep_resize).run(torch.jit.freeze(module.eval()).inlined_graph)
+    with quiet():
+        frozen = torch.jit.freeze(module.eval())
+    return _Lowering(device, keep_resize).run(frozen.inlined_graph)
 
 
 class _Lowering:
@@ -54,6 +68,8 @@ class _Lowering:
         names = [value.debugName() for value in node.outputs()]
         if kind == "prim::Constant":
             self.values[names[0]] = self._constant(node.output().toIValue())
+        elif kind == "aten::max_pool2d_with_indices" and not node.outputsAt(1).uses():
+            self.values[names[0]] = self.graph.call_function(torch.ops.aten.max_pool2d.default, tuple(inputs))
         elif kind == "prim::ListConstruct":
             self.values[names[0]] = inputs
         elif kind == "prim::TupleConstruct":
@@ -67,8 +83,12 @@ class _Lowering:
             self.values[names[0]] = self.graph.call_function(_FUNCTIONS[kind], tuple(inputs))
         elif kind.startswith("prim::"):
             raise UnsupportedGraphError(f"{kind} has no counterpart")
-        else:
+        elif len(names) == 1:
             self.values[names[0]] = self._operator(node, inputs)
+        else:
+            found = self._operator(node, inputs)
+            for i, name in enumerate(names):
+                self.values[name] = self.graph.call_function(_item, (found, i))
 
     def _operator(self, node: Any, inputs: list[Any]) -> fx.Node:
         schema = torch._C.parse_schema(node.schema())

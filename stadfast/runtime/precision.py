@@ -19,10 +19,10 @@ _FOLLOW = {
     getattr(packet, overload)
     for packet in (
         aten.relu, aten.relu_, aten.relu6, aten.hardtanh, aten.hardtanh_, aten.leaky_relu, aten.leaky_relu_,
-        aten.silu, aten.silu_, aten.add, aten.add_, aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d,
-        aten.cat, aten.slice, aten.narrow, aten.constant_pad_nd, aten.pad, aten.upsample_nearest2d,
-        aten.upsample_bilinear2d, aten.contiguous, aten.view, aten.reshape, aten.flatten, aten.unsqueeze,
-        aten.squeeze, aten.permute, aten.dropout,
+        aten.silu, aten.silu_, aten.add, aten.add_, aten.mul, aten.mul_, aten.max_pool2d, aten.avg_pool2d,
+        aten.adaptive_avg_pool2d, aten.cat, aten.slice, aten.narrow, aten.constant_pad_nd, aten.pad,
+        aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.contiguous, aten.view, aten.reshape, aten.flatten,
+        aten.unsqueeze, aten.squeeze, aten.permute, aten.dropout,
     )
     for overload in packet.overloads()
 }  # fmt: skip
@@ -56,15 +56,18 @@ class _Narrowing:
                     self.is_half.add(node)
                 elif node.target in _FOLLOW:
                     self._follow(node)
-                elif not ops.reads_half(node.target):
+                elif not (ops.reads_half(node.target) and self._all_half(node)):
                     self._feed(node, torch.float32)
 
     def _follow(self, node: fx.Node) -> None:
-        computed = [i for i in node.all_input_nodes if i.op != "get_attr" and is_floating(i)]
-        half = bool(computed) and all(i in self.is_half for i in computed)
+        half = self._all_half(node)
         self._feed(node, self.dtype if half else torch.float32)
         if half:
             self.is_half.add(node)
+
+    def _all_half(self, node: fx.Node) -> bool:
+        computed = [i for i in node.all_input_nodes if i.op != "get_attr" and is_floating(i)]
+        return bool(computed) and all(i in self.is_half for i in computed)
 
     def _constant(self, node: fx.Node) -> Tensor:
         return getattr(self.module, str(node.target))

@@ -1,0 +1,263 @@
+"""The scorer takes what cameras and folders give, from many threads, and refuses the rest in words."""
+
+from __future__ import annotations
+
+import json
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import stadfast as sf
+from stadfast.errors import BundleError, DataError, UsageError
+from stadfast.runtime import Scorer, export
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory, detectors: object) -> Path:
+    return export(detectors("stpm"), tmp_path_factory.mktemp("archive") / "model.pt")  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def scorer(archive: Path) -> Scorer:
+    return Scorer(archive, device="cpu", precision="fp32")
+
+
+def test_it_says_what_the_detector_says(detector: sf.Detector, images: Tensor) -> None:
+    wanted = detector.predict(images)
+    scorer = Scorer(detector, device="cpu", precision="fp32", batch_size=2)
+    found = scorer(images)
+    assert scorer.path == "fused"
+    assert type(found) is sf.Prediction
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+    assert (found.anomaly_map - wanted.anomaly_map).abs().max() <= 1e-4 * wanted.anomaly_map.abs().max()
+    assert (found.pred_score - wanted.pred_score).abs().max() <= 1e-4 * wanted.pred_score.abs().max()
+
+
+def test_half_precision_is_close(detector: sf.Detector, images: Tensor) -> None:
+    wanted = detector.predict(images)
+    found = Scorer(detector, device="cpu", precision="bf16")(images)
+    assert found.anomaly_map.dtype == torch.float32
+    assert (found.pred_score - wanted.pred_score).abs().max() <= 0.05 * wanted.pred_score.abs().max()
+
+
+def test_all_kinds_of_images_give_the_same(scorer: Scorer, images: Tensor, tmp_path: Path) -> None:
+    wanted = scorer(images)
+    array = images.permute(0, 2, 3, 1).contiguous().numpy()
+    for i, image in enumerate(array):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    kinds = {
+        "array NHWC": array,
+        "tensor NHWC": torch.from_numpy(array),
+        "floats": images.float() / 255,
+        "list of arrays": list(array),
+        "list of tensors": list(images),
+        "paths": sorted(tmp_path.iterdir()),
+        "folder": str(tmp_path),
+        "pictures": [Image.fromarray(image) for image in array],
+        "16 bits": (array.astype(np.uint16) * 257),
+        "alpha": torch.cat([images, images[:, :1]], dim=1),
+        "mirrored view": np.flip(np.flip(array, 1).copy(), 1),
+    }
+    for name, kind in kinds.items():
+        found = scorer(kind)
+        assert torch.allclose(found.pred_score, wanted.pred_score, rtol=1e-4), name
+        assert found.anomaly_map.shape == (5, 1, 64, 64), name
+    one = scorer(array[0])
+    assert one.pred_score.shape == (1,)
+    torch.testing.assert_close(one.anomaly_map, wanted.anomaly_map[:1])
+    grey = scorer(images[0, 0])
+    torch.testing.assert_close(grey.pred_score, scorer(images[:1, :1].expand(1, 3, -1, -1)).pred_score)
+
+
+def test_images_of_several_sizes_keep_their_order(scorer: Scorer, images: Tensor) -> None:
+    mixed = [images[0], images[1, :, :70], images[2, :, :70], images[3]]
+    found = scorer(mixed)
+    for i, image in enumerate(mixed):
+        torch.testing.assert_close(found.pred_score[i : i + 1], scorer(image).pred_score, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "the list is empty"),
+        (np.zeros((5, 6, 7), np.uint8), "wanted 1, 3 or 4 channels"),
+        (np.zeros((4, 4, 3), np.int64), "dtype int64"),
+        (torch.zeros(3, 8, 8, dtype=torch.int32), "dtype int32"),
+        (torch.full((3, 8, 8), 9.0), "values from 9 to 9"),
+        (torch.full((3, 8, 8), torch.nan), "values from nan"),
+        (torch.zeros(0, 3, 8, 8), "shape"),
+        ("no/such/folder", "no/such/folder"),
+    ],
+    ids=str,
+)
+def test_images_that_cannot_be_used(scorer: Scorer, images: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        scorer(images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected a number from 1"),
+        ({"threads": 0}, "threads: expected a number from 1"),
+        ({"precision": "int8"}, "precision: expected auto"),
+        ({"precision": "fp16"}, "fp16 is for GPUs"),
+        ({"device": "tpu"}, "device: expected"),
+    ],
+)
+def test_wrong_arguments(archive: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Scorer(archive, **{"device": "cpu", **arguments})
+
+
+def test_what_is_no_source() -> None:
+    with pytest.raises(UsageError, match="expected an archive or a fitted detector, got int"):
+        Scorer(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="got STPM"):
+        Scorer(sf.STPM())
+
+
+def test_eight_threads_give_the_results_of_one(scorer: Scorer, images: Tensor) -> None:
+    wanted = scorer(images)
+    failures: list[str] = []
+
+    def work(offset: int) -> None:
+        for i in range(6):
+            first = (offset + i) % 5
+            found = scorer(images[first : first + 1])
+            if not torch.equal(found.anomaly_map, wanted.anomaly_map[first : first + 1]):
+                difference = (found.anomaly_map - wanted.anomaly_map[first]).abs().max()
+                failures.append(f"image {first}: {difference}")
+
+    singles = [scorer(images[i : i + 1]).anomaly_map for i in range(5)]
+    wanted = wanted._replace(anomaly_map=torch.cat(singles))
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_deterministic(archive: Path, images: Tensor) -> None:
+    scorer = Scorer(archive, device="cpu", deterministic=True)
+    assert torch.equal(scorer(images).anomaly_map, scorer(images).anomaly_map)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_cuda_graphs(stpm: sf.Detector, images: Tensor, precision: str) -> None:
+    scorer = Scorer(stpm, device="cuda", precision=precision)
+    assert scorer.path == "cuda graph"
+    wanted = stpm.to("cpu").predict(images)
+    for batch in (images, images[:1], images[1:3].cuda()):
+        found = scorer(batch)
+        assert found.pred_score.device == batch.device
+    found = scorer(images)
+    tolerance = 1e-3 if precision == "fp32" else 0.05
+    assert (found.pred_score - wanted.pred_score).abs().max() <= tolerance * wanted.pred_score.abs().max()
+
+
+# ------------------------------------------------------------------------------- damaged and hostile files
+
+
+def rewrite(source: Path, target: Path, change: dict[str, bytes]) -> Path:
+    """A copy of a zip archive with some members (by the end of their names) replaced."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            data = next((value for end, value in change.items() if name.endswith(end)), old.read(name))
+            new.writestr(name, data)
+    return target
+
+
+def test_a_truncated_archive(archive: Path, tmp_path: Path) -> None:
+    data = archive.read_bytes()
+    for size in (0, 10, len(data) // 2, len(data) - 1):
+        (tmp_path / "cut.pt").write_bytes(data[:size])
+        with pytest.raises(BundleError, match=r"cut\.pt"):
+            Scorer(tmp_path / "cut.pt", device="cpu")
+
+
+def test_a_flipped_byte(archive: Path, tmp_path: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (tmp_path / "flipped.pt").write_bytes(data)
+    with pytest.raises(BundleError, match="checksum"):
+        Scorer(tmp_path / "flipped.pt", device="cpu")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".zip"])
+def test_not_an_archive(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"model{suffix}"
+    with pytest.raises(BundleError, match="no such file"):
+        Scorer(path)
+    path.write_text("not a zip file")
+    with pytest.raises(BundleError, match="damaged or no archive"):
+        Scorer(path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/b", "c")
+    with pytest.raises(BundleError, match="stadfast did not export it"):
+        Scorer(path)
+
+
+def test_metadata_that_does_not_fit(archive: Path, tmp_path: Path) -> None:
+    for metadata, message in (
+        (b"{", "damaged"),
+        (b"[]", "not what stadfast writes"),
+        (b'{"format": 99}', "upgrade stadfast"),
+        (b'{"format": 1}', "has no"),
+    ):
+        path = rewrite(archive, tmp_path / "changed.pt", {"extra/stadfast.json": metadata})
+        with pytest.raises(BundleError, match=message):
+            Scorer(path, device="cpu")
+
+
+def test_code_that_does_more_than_compute_is_not_even_loaded(archive: Path, tmp_path: Path) -> None:
+    class WritesAtLoading(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+        @torch.jit.export
+        def __getstate__(self) -> int:
+            return 1
+
+        @torch.jit.export
+        def __setstate__(self, state: int) -> None:
+            self.training = False
+
+    with zipfile.ZipFile(archive) as file:
+        name = next(n for n in file.namelist() if n.endswith("extra/stadfast.json"))
+        metadata = json.loads(file.read(name))
+    path = tmp_path / "hostile.pt"
+    torch.jit.script(WritesAtLoading()).save(str(path), _extra_files={"stadfast.json": json.dumps(metadata)})
+    with pytest.raises(BundleError, match="is refused: its code has '__setstate__'"):
+        Scorer(path, device="cpu")
+
+
+def test_foreign_operators_and_file_access_are_refused(archive: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        name = next(n for n in file.namelist() if n.endswith(".py"))
+        code = file.read(name)
+    for line in (b"torch.save(x, 'f')", b"torch.from_file('f')", b"ops.foreign.op(x)"):
+        path = rewrite(archive, tmp_path / "changed.pt", {name: code + b"\n# " + line})
+        with pytest.raises(BundleError, match="is refused: its code has"):
+            Scorer(path, device="cpu")
+
+
+def test_an_exported_program_with_code_in_an_expression_is_refused(stpm: sf.Detector, tmp_path: Path) -> None:
+    path = export(stpm, tmp_path / "model.pt2", "export")
+    with zipfile.ZipFile(path) as file:
+        text = file.read(next(n for n in file.namelist() if n.endswith("models/model.json"))).decode()
+    assert '"expr_str": "Symbol(' in text
+    changed = text.replace('"expr_str": "Symbol(', '"expr_str": "exec(\'1\') + Symbol(', 1)
+    with pytest.raises(BundleError, match="is refused: it holds the expression"):
+        Scorer(rewrite(path, tmp_path / "changed.pt2", {"models/model.json": changed.encode()}))
