@@ -1,8 +1,8 @@
-"""What pyproject.toml cannot say: csrc travels inside the package, and is compiled where torch is at hand.
+"""What pyproject.toml cannot say: csrc travels inside the package, and is compiled where that is possible.
 
-``STADFAST_BUILD``: ``auto`` (default: compile if this build environment has torch and a compiler, as with
-``pip install --no-build-isolation .``), ``0`` (leave it to the first use), ``cpu`` (compile, without CUDA) or
-``1`` (compile, or fail).
+``STADFAST_BUILD``: ``auto`` (default: with a compiler, the line-scan extension, and the kernels if this build
+environment has torch, as with ``pip install --no-build-isolation .``), ``0`` (leave it to the first use), ``cpu``
+(compile, without CUDA) or ``1`` (compile, or fail).
 """
 
 from __future__ import annotations
@@ -51,34 +51,48 @@ class BuildWithSources(build_py):
 
 
 def ahead_of_time() -> dict[str, Any]:
-    """The arguments of setup() that compile the kernels now; none where they are left to the first use."""
+    """The arguments of setup() that compile now; none where all is left to the first use."""
     mode = os.environ.get("STADFAST_BUILD", "auto")
     if mode not in ("auto", "0", "1", "cpu"):
         sys.exit(f"STADFAST_BUILD: expected auto, 0, 1 or cpu, got {mode!r}")
     if mode == "0":
         return {}
     build = load_build()
-    missing = [
-        name
-        for name, found in (
-            ("torch", importlib.util.find_spec("torch")),
-            ("a C++ compiler", build.cxx_compiler()),
-        )
-        if not found
-    ]
-    if missing and mode == "auto":
-        return {}
-    if missing:
+    has_compiler = build.cxx_compiler() is not None
+    has_torch, has_pybind11 = (importlib.util.find_spec(name) is not None for name in ("torch", "pybind11"))
+    needs = {"torch": has_torch, "pybind11": has_pybind11, "a C++ compiler": has_compiler}
+    missing = [name for name, found in needs.items() if not found]
+    if missing and mode != "auto":
         sys.exit(f"STADFAST_BUILD={mode} needs {' and '.join(missing)}; see pip install --no-build-isolation")
-    from torch.utils.cpp_extension import BuildExtension
-
+    extensions = []
+    if has_compiler and has_torch:
+        extensions += build.extensions(cuda=mode != "cpu")
+    if has_compiler and has_pybind11:
+        extensions.append(build.linescan_extension())
+        extensions[-1].optional = mode == "auto"
+    if not extensions:
+        return {}
     return {
-        "ext_modules": build.extensions(cuda=mode != "cpu"),
-        "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)},
-        "options": {
-            "bdist_wheel": {"py_limited_api": "cp310"}
-        },  # no Python inside: one wheel for all from 3.10
+        "ext_modules": extensions,
+        "cmdclass": {"build_ext": build_ext_class(has_torch)},
+        # One wheel for every Python from 3.10: the kernels hold no Python, and the line-scan extension knows which
+        # Python it serves (its fingerprint): others compile theirs at first use.
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
+
+
+def build_ext_class(has_torch: bool) -> type:
+    """setuptools' build_ext, or torch's around it; the files are called NAME.so, on every Python."""
+    if has_torch:
+        from torch.utils.cpp_extension import BuildExtension as Base
+    else:
+        from setuptools.command.build_ext import build_ext as Base
+
+    class BuildLibraries(Base):
+        def get_ext_filename(self, name: str) -> str:
+            return f"{name.replace('.', os.sep)}.so"
+
+    return BuildLibraries
 
 
 arguments = ahead_of_time()

@@ -26,3 +26,19 @@ class WeightsError(StadfastError, ValueError):
 
 class BundleError(StadfastError, ValueError):
     """A saved detector or a checkpoint is damaged, hostile, or from another format version."""
+
+
+class ExtensionError(StadfastError, ImportError):
+    """A compiled part that has no Python twin cannot be had; says what is missing."""
+
+
+class RingError(StadfastError, RuntimeError):
+    """An acquisition ring is used in a way that cannot go on: by two threads on one side, or all of it in views."""
+
+
+class RingClosedError(RingError):
+    """Lines are pushed after the end of the stream."""
+
+
+class RingTimeoutError(RingError, TimeoutError):
+    """The lines asked for did not come in time."""

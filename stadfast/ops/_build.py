@@ -1,7 +1,8 @@
 """The one place that knows the sources of csrc and how they are compiled.
 
-Used by ``setup.py`` (ahead of time) and by ``_library.py`` (at first use). Nothing here imports torch until
-something is compiled, so that ``setup.py`` can load this file where torch is absent.
+Used by ``setup.py`` (ahead of time), and at first use by ``_library.py`` (the kernels) and
+``linescan/_extension.py`` (the Python extension of ``csrc/linescan``, which has no torch in it). Nothing here
+imports torch until kernels are compiled, so that ``setup.py`` can load this file where torch is absent.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ import importlib.util
 import logging
 import os
 import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
 LIBRARIES = {"cpu": "_C", "cuda": "_C_cuda"}
+LINESCAN = "_linescan"
 
 # LibTorch's stable ABI as of 2.11: one library runs on every torch from 2.11 on, whichever it was built with.
 _COMMON = ["-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 _CXX = [*_COMMON, "-fopenmp-simd", "-fvisibility=hidden"]
 _NVCC = [*_COMMON, "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"]
+_LINESCAN = ["-O3", "-std=c++17", "-pthread", "-fopenmp-simd", "-fvisibility=hidden"]
 _DEFAULT_CUDA_ARCHITECTURES = (
     "7.5;8.0;8.6;8.9;9.0+PTX"  # where neither a GPU nor TORCH_CUDA_ARCH_LIST says more
 )
@@ -34,19 +39,33 @@ def source_folder() -> Path:
 
 
 def sources(device: str) -> list[Path]:
-    """The files of the ``"cpu"`` or ``"cuda"`` library."""
+    """The files of the ``"cpu"`` or ``"cuda"`` library, or of the ``"linescan"`` extension."""
     root = source_folder()
+    if device == "linescan":
+        return [root / "fingerprint.cpp", *sorted((root / "linescan").glob("*.cpp"))]
     if device == "cpu":
         return [root / "fingerprint.cpp", root / "schema.cpp", *sorted((root / "cpu").glob("*.cpp"))]
     return [root / "fingerprint.cpp", *sorted((root / "cuda").glob("*.cu"))]
 
 
 def fingerprint() -> str:
-    """16 hexadecimal digits that change with the sources, the flags and the machine's architecture."""
+    """Of the kernels: 16 hexadecimal digits that change with their sources and flags, and the architecture."""
     root = source_folder()
-    digest = hashlib.sha256(repr((_CXX, _NVCC, os.uname().machine)).encode())
-    for path in sorted(p for p in root.rglob("*") if p.suffix in {".h", ".cpp", ".cu"}):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    files = [path for path in root.rglob("*") if path.suffix in {".h", ".cpp", ".cu"}]
+    return _digest([path for path in files if root / "linescan" not in path.parents], (_CXX, _NVCC))
+
+
+def linescan_fingerprint() -> str:
+    """Of the extension: it serves one version of Python only."""
+    root = source_folder()
+    files = [root / "fingerprint.cpp", root / "macros.h", *(root / "linescan").glob("*")]
+    return _digest(files, (_LINESCAN, sysconfig.get_config_var("SOABI")))
+
+
+def _digest(files: list[Path], settings: tuple[object, ...]) -> str:
+    digest = hashlib.sha256(repr((*settings, os.uname().machine)).encode())
+    for path in sorted(files):
+        digest.update(path.relative_to(source_folder()).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -57,8 +76,9 @@ def flags() -> dict[str, list[str]]:
 
 
 def cxx_compiler() -> str | None:
-    """The C++ compiler that would be used, if there is one."""
-    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    """The C++ compiler that would be used, if there is one: ``$CXX`` if that is set."""
+    named = os.environ.get("CXX", "").split()
+    return shutil.which(named[0]) if named else shutil.which("c++") or shutil.which("g++")
 
 
 def cuda_home() -> Path | None:
@@ -120,6 +140,43 @@ def extensions(cuda: bool = True) -> list[Any]:
             )
         )
     return found
+
+
+def linescan_extension() -> Any:
+    """A setuptools extension of ``csrc/linescan``; needs pybind11."""
+    import pybind11
+    from setuptools import Extension
+
+    return Extension(
+        f"stadfast.{LINESCAN}",
+        [os.path.relpath(path) for path in sources("linescan")],
+        include_dirs=[pybind11.get_include()],
+        language="c++",
+        extra_compile_args=[*_LINESCAN, f"-DSTADFAST_FINGERPRINT={linescan_fingerprint()}"],
+        extra_link_args=["-pthread"],
+    )
+
+
+def compile_linescan(folder: Path) -> Path:
+    """Compile the extension of ``csrc/linescan`` in ``folder`` and return its path.
+
+    Raises:
+        RuntimeError: no compiler, or it failed; the message holds what it printed.
+        ImportError: no pybind11.
+    """
+    import pybind11
+
+    if cxx_compiler() is None:
+        raise RuntimeError("no C++ compiler (c++ or g++) found")
+    target = folder / f"{LINESCAN}.so"
+    includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    flags = [*_LINESCAN, "-fPIC", "-shared", f"-DSTADFAST_FINGERPRINT={linescan_fingerprint()}", *includes]
+    compiler = os.environ.get("CXX", "").split() or [str(cxx_compiler())]
+    command = [*compiler, *flags, *map(str, sources("linescan")), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{compiler[0]} failed: {done.stderr.strip()}")
+    return target
 
 
 def compile_library(device: str, folder: Path) -> Path:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -55,7 +55,8 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "stadfast"
 
 
-def _is_current(path: Path, fingerprint: str) -> bool:
+def is_current(path: Path, fingerprint: str) -> bool:
+    """Whether ``path`` was built from the sources of this fingerprint."""
     return path.is_file() and f"stadfast-fingerprint:{fingerprint}".encode() in path.read_bytes()
 
 
@@ -63,8 +64,8 @@ def _digest_file(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _load_cached(path: Path, fingerprint: str) -> bool:
-    """Load a library from the cache; False if there is none, or a damaged one, which is not even opened.
+def is_intact(path: Path, fingerprint: str) -> bool:
+    """Whether the cache holds this library; False if there is none, or a damaged one, which is not even opened.
 
     (The linker maps files into memory: a truncated library would end the process with a bus error.)
     """
@@ -72,32 +73,42 @@ def _load_cached(path: Path, fingerprint: str) -> bool:
         intact = _digest_file(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return False
-    if not intact or not _is_current(path, fingerprint):
+    if not intact or not is_current(path, fingerprint):
         logger.warning("%s is damaged and will be compiled again", path)
         return False
-    torch.ops.load_library(path)
     return True
 
 
-def _compile_into_cache(device: str, fingerprint: str, target: Path) -> None:
-    """Compile and load, under a lock that dies with its process; the finished file appears whole."""
+def compile_into_cache(target: Path, fingerprint: str, what: str, build: Callable[[Path], Path]) -> bool:
+    """Compile under a lock that dies with its process; the finished file appears whole.
+
+    Args:
+        target: ``cache_folder() / fingerprint / name``.
+        fingerprint: of the sources.
+        what: the file's stem while it is built, and its name in words.
+        build: compiles in a folder and returns the file.
+
+    Returns:
+        Whether ``build`` was called: False if another process was faster.
+    """
     folder = target.parent
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _load_cached(target, fingerprint):  # another process was faster
-            return
-        for leftover in folder.glob(f"build-{device}-*"):
+        if is_intact(target, fingerprint):
+            return False
+        for leftover in folder.glob(f"build-{what}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        logger.info("compiling the %s kernels into %s (once)", device, folder)
+        logger.info("compiling %s into %s (once)", what, folder)
         if sys.stderr.isatty():
-            print(f"stadfast: compiling the {device} kernels, once (about 20 s) ...", file=sys.stderr)
-        with tempfile.TemporaryDirectory(prefix=f"build-{device}-", dir=folder) as build:
-            built = _build.compile_library(device, Path(build))
-            digest = Path(build) / "digest"
+            print(f"stadfast: compiling its {what} library, once (about 20 s) ...", file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix=f"build-{what}-", dir=folder) as scratch:
+            built = build(Path(scratch))
+            digest = Path(scratch) / "digest"
             digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest())
             digest.replace(_digest_file(target))
             built.replace(target)
+    return True
 
 
 def _load_library(device: str) -> Path:
@@ -105,12 +116,15 @@ def _load_library(device: str) -> Path:
     fingerprint = _build.fingerprint()
     name = f"{_build.LIBRARIES[device]}.so"
     shipped = Path(__file__).resolve().parent.parent / name
-    if _is_current(shipped, fingerprint):
+    if is_current(shipped, fingerprint):
         torch.ops.load_library(shipped)
         return shipped
     target = cache_folder() / fingerprint / name
-    if not _load_cached(target, fingerprint):
-        _compile_into_cache(device, fingerprint, target)
+    compiled = not is_intact(target, fingerprint) and compile_into_cache(
+        target, fingerprint, device, lambda folder: _build.compile_library(device, folder)
+    )
+    if not compiled:  # compile_library loads what it has compiled
+        torch.ops.load_library(target)
     return target
 
 

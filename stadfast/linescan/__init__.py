@@ -1,0 +1,27 @@
+"""Line-scan inspection: the acquisition ring and the defects of an endless map. Loaded at first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "DefectEvent": "tracker",
+    "DefectTracker": "tracker",
+    "Gap": "ring",
+    "RingCounts": "ring",
+    "RowRing": "ring",
+    "RowView": "ring",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
