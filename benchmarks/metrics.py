@@ -1,6 +1,7 @@
 """AUPRO and its company: exact and streaming, against anomalib's exact AUPRO and adeval's binned one.
 
     python benchmarks/metrics.py [--quick] [--device cpu|cuda]
+    python benchmarks/metrics.py --only long        # two billion pixels, nothing written; or agreement, memory
 
 Needs the extra ``bench``. Contenders, each given the same maps and masks in memory:
 
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="the smallest maps only, nothing written")
+    parser.add_argument("--only", choices=("agreement", "memory", "long"), help="one part, nothing written")
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--size", default="100 x 256 x 256", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -224,10 +226,21 @@ def main() -> None:
     if options.measure:
         measure(options.measure, options.size)
         return
+    parts = {
+        "agreement": lambda: [agreement(kind) for kind in ("found", "missed", "product", "8-bit")],
+        "memory": lambda: [memory("60 x 700 x 700")],
+        "long": lambda: [long()],
+    }
+    if options.only:
+        print(*map(json.dumps, parts[options.only]()), sep="\n")
+        return
     names = list(SIZES)[:1] if options.quick else list(SIZES)
     cases = []
-    for name, kind in [(name, "found") for name in names] + [(names[0], "missed")]:
-        cases.append(speed(name, kind, 3 if name == names[0] else 1, options.device))
+    for name, kind in [(name, kind) for kind in ("found", "missed") for name in names]:
+        if name == "60 x 700 x 700" and kind == "missed":
+            continue
+        rounds = 3 if kind == "found" or name == names[0] else 1
+        cases.append(speed(name, kind, rounds, options.device))
         print_table(
             [f"{name} {kind}", *CONTENDERS, *cases[-1]["ratios"]],
             [["ms", *(f"{t['median_ms']:.1f}" for t in cases[-1]["timings"].values()),
@@ -236,11 +249,11 @@ def main() -> None:
     if options.device != "cpu":
         cases += [labelling(name) for name in names]
     else:
-        cases += [agreement(kind) for kind in ("found", "missed", "product", "8-bit")]
-        if not options.quick:
-            cases += [memory("60 x 700 x 700"), long()]
-    for case in cases[len(names) + 1 :]:
-        print(json.dumps(case))
+        for part in ("agreement",) if options.quick else parts:
+            cases += parts[part]()
+    for case in cases:
+        if case["case"]["what"] != "speed":
+            print(json.dumps(case))
     if not options.quick:
         name = "metrics" if options.device == "cpu" else "metrics_cuda"
         print(write_result(name, cases, {"limit": LIMIT}, device=options.device))

@@ -9,7 +9,7 @@
 #define SF_CASE(TAG, TYPE, ACCUMULATOR, T, A, ...) \
   case ::stadfast::ScalarType::TAG: {              \
     using T [[maybe_unused]] = TYPE;               \
-    using A = ACCUMULATOR;                         \
+    using A [[maybe_unused]] = ACCUMULATOR;        \
     __VA_ARGS__                                    \
     break;                                         \
   }

@@ -16,6 +16,7 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
   m.def("max_pool2d(Tensor input, int kernel, int stride, int padding) -> Tensor");
   m.def("label_regions(Tensor masks) -> (Tensor, Tensor)");
   m.def("region_pixels(Tensor[] maps, Tensor[] masks) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("region_histogram(Tensor[] maps, Tensor[] masks) -> (Tensor, Tensor, Tensor)");
   m.def("rank_counts(Tensor[] scores, Tensor edges) -> Tensor");
   m.def("key_histogram(Tensor[] scores) -> Tensor");
 }

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -8,46 +9,69 @@
 #include "../check_scores.h"
 #include "../dispatch.h"
 #include "../order_key.h"
+#include "bin_keys.h"
 #include "spans.h"
 
 namespace stadfast::cpu {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-constexpr int64_t kBlock = 1024;              // keys computed at once, by vector instructions
+constexpr int64_t kBlock = 1024;              // keys computed at once
 constexpr int64_t kFlush = int64_t(1) << 31;  // scores after which 32-bit counters are emptied
-constexpr int64_t kTables = 2;                // neighbours are often equal: the second need not wait for the first
+constexpr int64_t kLanes = 4;                 // neighbours are often equal: the next need not wait for this one
 
-#define SF_KEYS(T)                                                                              \
-  SF_CLONES void bin_keys(const T* scores, int64_t n, uint16_t* keys) {                         \
-    _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) keys[i] = uint16_t(bin_key(scores[i])); \
+// A thread's counters: kLanes of each bin side by side. Only the pages that are counted in are ever touched.
+class Histogram {
+ public:
+  Histogram() : lanes_(static_cast<uint32_t*>(std::calloc(kLanes * kBins, sizeof(uint32_t)))) {
+    SF_CHECK(lanes_, "out of memory");
   }
 
-SF_KEYS(float)
-SF_KEYS(Half)
-SF_KEYS(BFloat16)
+  void add(const uint16_t* keys, int64_t n) {
+    uint32_t* lanes = lanes_.get();
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+      for (int64_t lane = 0; lane < kLanes; ++lane) ++lanes[kLanes * keys[i + lane] + lane];
+    for (; i < n; ++i) ++lanes[kLanes * keys[i]];
+    widen_range(keys, n, &low_, &high_);
+  }
+
+  // Adds everything to the result, and starts anew.
+  void collect(int64_t* counts) {
+    for (int64_t bin = low_; bin <= high_; ++bin)
+      for (int64_t i = kLanes * bin; i < kLanes * (bin + 1); ++i) {
+        counts[bin] += lanes_[i];
+        lanes_[i] = 0;
+      }
+    low_ = kBins - 1, high_ = 0;
+  }
+
+ private:
+  struct Free {
+    void operator()(uint32_t* p) const { std::free(p); }
+  };
+
+  std::unique_ptr<uint32_t[], Free> lanes_;
+  uint16_t low_ = kBins - 1, high_ = 0;  // of the keys seen
+};
 
 template <class T>
 void count(const std::vector<Tensor>& scores, int64_t* counts) {
   std::mutex merging;
   for_spans<T>(scores, [&](auto&& spans) {
-    std::unique_ptr<uint32_t[]> local(new uint32_t[kTables * kBins]());
+    Histogram histogram;
     int64_t held = 0;
     const auto flush = [&] {
       const std::lock_guard<std::mutex> lock(merging);
-      for (int64_t i = 0; i < kTables * kBins; ++i) counts[i % kBins] += local[i];
+      histogram.collect(counts);
+      held = 0;
     };
     uint16_t keys[kBlock];
     spans([&](const T* data, int64_t size) {
       for (int64_t i = 0; i < size; i += kBlock) {
         const int64_t m = std::min(kBlock, size - i);
         bin_keys(data + i, m, keys);
-        int64_t j = 0;
-        for (; j + 1 < m; j += 2) ++local[keys[j]], ++local[kBins + keys[j + 1]];
-        if (j < m) ++local[keys[j]];
-        if ((held += m) >= kFlush) flush(), std::fill_n(local.get(), kTables * kBins, 0), held = 0;
+        histogram.add(keys, m);
+        if ((held += m) >= kFlush) flush();
       }
     });
     flush();
@@ -59,20 +83,7 @@ Tensor key_histogram(std::vector<Tensor> scores) {
   SF_CHECK(!scores.empty(), "scores: expected at least one tensor");
   check_scores(scores);
   Tensor counts = torch::stable::new_zeros(scores[0], {kBins}, ScalarType::Long);
-  int64_t* bins = static_cast<int64_t*>(counts.mutable_data_ptr());
-  switch (scores[0].scalar_type()) {
-    case ScalarType::Float:
-      count<float>(scores, bins);
-      break;
-    case ScalarType::Half:
-      count<Half>(scores, bins);
-      break;
-    case ScalarType::BFloat16:
-      count<BFloat16>(scores, bins);
-      break;
-    default:
-      SF_CHECK(false, "scores: expected float32, float16 or bfloat16");
-  }
+  SF_DISPATCH_KEYS(scores[0].scalar_type(), T, { count<T>(scores, static_cast<int64_t*>(counts.mutable_data_ptr())); })
   return counts;
 }
 

@@ -6,40 +6,16 @@
 
 #include "../check_scores.h"
 #include "../dispatch.h"
-#include "runs.h"
+#include "find_regions.h"
 
 namespace stadfast::cpu {
 namespace {
 
-// A thread looks for regions in a megapixel faster than it wakes up another.
-int64_t image_grain(const std::vector<Tensor>& masks) {
-  int64_t pixels = 0;
-  for (const Tensor& mask : masks) pixels += mask.numel();
-  return 1 + int64_t(masks.size()) * (1 << 20) / (1 + pixels);
-}
-
-// The labels are never painted: a mask's runs are few, and are all that is needed.
-std::vector<Regions> find_all(const std::vector<Tensor>& masks) {
-  std::vector<Regions> found(masks.size());
-  torch::stable::parallel_for(0, int64_t(masks.size()), image_grain(masks), [&](int64_t i, int64_t end) {
-    for (; i < end; ++i) {
-      const Tensor dense = torch::stable::contiguous(masks[i]);
-      found[i] = find_regions(static_cast<const uint8_t*>(dense.const_data_ptr()), dense.size(0), dense.size(1));
-    }
-  });
-  return found;
-}
-
 // maps: N x (H_i, W_i) floats; masks: N x (H_i, W_i) bool -> for M region pixels in raster order: scores (M,) of the
 // maps' dtype, regions (M,) int32 numbered through all images; areas (K,) int64; counts (N,) int64 of regions
 std::tuple<Tensor, Tensor, Tensor, Tensor> region_pixels(std::vector<Tensor> maps, std::vector<Tensor> masks) {
-  check_scores(maps);
-  SF_CHECK(!maps.empty() && maps.size() == masks.size(), "masks: expected one per map");
-  for (size_t i = 0; i < maps.size(); ++i)
-    SF_CHECK(masks[i].dim() == 2 && masks[i].scalar_type() == ScalarType::Bool && same_shape(maps[i], masks[i]) &&
-                 !masks[i].is_cuda() && masks[i].numel() < INT32_MAX,
-             "masks[", i, "]: expected (H, W) bool like its map");
-  const std::vector<Regions> found = find_all(masks);
+  check_region_maps(maps, masks);
+  const std::vector<Regions> found = find_regions(masks);
   std::vector<int64_t> first_pixel{0}, first_region{0};
   for (const Regions& regions : found) {
     int64_t pixels = 0;
@@ -53,12 +29,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> region_pixels(std::vector<Tensor> map
   Tensor numbers = torch::stable::new_empty(maps[0], {first_pixel.back()}, ScalarType::Int);
   Tensor areas = torch::stable::new_zeros(maps[0], {first_region.back()}, ScalarType::Long);
   Tensor counts = torch::stable::new_empty(maps[0], {images}, ScalarType::Long);
+  const int64_t grain = 1 + images * (1 << 16) / (1 + first_pixel.back());  // a thread must pay
   int32_t* number = static_cast<int32_t*>(numbers.mutable_data_ptr());
   int64_t* area = static_cast<int64_t*>(areas.mutable_data_ptr());
   int64_t* count = static_cast<int64_t*>(counts.mutable_data_ptr());
   SF_DISPATCH(maps[0].scalar_type(), T, A, {
     T* score = static_cast<T*>(scores.mutable_data_ptr());
-    torch::stable::parallel_for(0, images, image_grain(masks), [&](int64_t i, int64_t end) {
+    torch::stable::parallel_for(0, images, grain, [&](int64_t i, int64_t end) {
       for (; i < end; ++i) {
         const T* map = static_cast<const T*>(maps[i].const_data_ptr());
         const int64_t row = maps[i].stride(0), column = maps[i].stride(1), region = first_region[i];

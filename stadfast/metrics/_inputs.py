@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ def as_tensor(value: Any, name: str) -> Tensor:
         ) from error
 
 
-def as_scores(value: Any, name: str = "scores") -> Tensor:
+def as_scores(value: Any, name: str = "scores", finite: bool = True) -> Tensor:
     """Scores in a floating-point type that keeps them apart. The shape is kept.
 
     Raises:
         UsageError: not real numbers.
-        DataError: NaN or infinite.
+        DataError: NaN or infinite; not found without ``finite``, but in float64.
     """
     scores = as_tensor(value, name)
     if scores.dtype in _BY_BFLOAT16:
@@ -47,6 +48,8 @@ def as_scores(value: Any, name: str = "scores") -> Tensor:
         raise UsageError(f"{name} must be real numbers, got {scores.dtype}")
     if scores.dtype not in _NATIVE:
         return scores.to(torch.float32)  # 16-bit integers
+    if not finite and scores.dtype != torch.float64:
+        return scores
     if scores.numel() and not bool(torch.stack(torch.aminmax(scores)).isfinite().all()):
         bad = (~torch.isfinite(scores)).nonzero()
         raise DataError(
@@ -78,14 +81,14 @@ def as_binary(value: Any, name: str, threshold: float | None = None) -> Tensor:
     return binary
 
 
-def paired_scores(scores: Any, labels: Any) -> tuple[list[Tensor], list[Tensor]]:
+def paired_scores(scores: Any, labels: Any, finite: bool = True) -> tuple[list[Tensor], list[Tensor]]:
     """Scores and their labels, of one shape, as lists of one.
 
     Raises:
         UsageError: the shapes differ.
         DataError: a score is NaN or infinite, or the labels are not binary.
     """
-    values, truths = as_scores(scores), as_binary(labels, "labels")
+    values, truths = as_scores(scores, finite=finite), as_binary(labels, "labels")
     if values.shape != truths.shape:
         raise UsageError(
             f"scores and labels must have one shape, got {tuple(values.shape)} and {tuple(truths.shape)}"
@@ -125,14 +128,14 @@ def _plane(image: Tensor, name: str, index: int) -> Tensor:
     return image
 
 
-def paired_images(maps: Any, masks: Any) -> tuple[list[Tensor], list[Tensor | None]]:
+def paired_images(maps: Any, masks: Any, finite: bool = True) -> tuple[list[Tensor], list[Tensor | None]]:
     """Maps as floats (H,W) and, one for each, their masks as bool (H,W) beside them; None is a good image.
 
     Raises:
         UsageError: different numbers of maps and masks, or a map and its mask differ in size.
         DataError: a score that is NaN or infinite, or a mask that is not binary.
     """
-    images = split_images(maps, "maps", as_scores)
+    images = split_images(maps, "maps", partial(as_scores, finite=finite))
     return images, match_masks(images, split_images(masks, "masks", as_binary))
 
 

@@ -12,7 +12,8 @@ from . import counts as _counts
 from ._inputs import check_limit, paired_images, paired_scores
 from .counts import NOTHING, Counts
 from .refinement import refined_edges
-from .states import Exact, Streaming
+from .states import Exact
+from .streaming import NotFiniteError, Streaming
 
 
 class Estimate(NamedTuple):
@@ -38,10 +39,11 @@ class Metric(Generic[Result]):
 
     Args:
         exact: keep all scores (float32: 4 bytes a pixel) and rank them exactly. False: count them by their
-            upper 16 bits, in 1.5 MB whatever comes, with a bound beside the value.
+            upper 16 bits, in 1.5 MB whatever comes (3 MB where some are float16), with a bound beside the
+            value; scores of half types are counted by all their bits, and the bound is 0.
     """
 
-    _regions = False
+    _limit = 1.0  # the highest false positive rate that matters
 
     def __init__(self, *, exact: bool = True) -> None:
         self.exact = exact
@@ -54,7 +56,11 @@ class Metric(Generic[Result]):
 
     def update(self, scores: Any, labels: Any) -> Self:
         """Add scores and labels of one shape; see ``metrics.auroc`` for what they may be."""
-        self._held.add(*paired_scores(scores, labels), "", False)
+        try:
+            self._held.add(*paired_scores(scores, labels, finite=self.exact), "", False)
+        except NotFiniteError:
+            paired_scores(scores, labels)  # says which
+            raise
         return self
 
     def compute(self) -> Result:
@@ -85,7 +91,7 @@ class Metric(Generic[Result]):
         return f"{type(self).__name__}(exact={self.exact})"
 
     def _counts(self) -> Counts:
-        held = self._held.counts()
+        held = self._held.counts(self._limit)
         return held[""] if held else NOTHING
 
     def _of(self, counts: Counts) -> Result:
@@ -124,12 +130,16 @@ class AUPRO(Metric[Estimate]):
 
     def __init__(self, limit: float = 0.3, *, exact: bool = True) -> None:
         check_limit(limit)
-        self.limit = limit
+        self.limit = self._limit = limit
         super().__init__(exact=exact)
 
     def update(self, maps: Any, masks: Any) -> Self:
         """Add anomaly maps and their masks; see ``metrics.aupro`` for what they may be."""
-        self._held.add(*paired_images(maps, masks), "", True)
+        try:
+            self._held.add(*paired_images(maps, masks, finite=self.exact), "", True)
+        except NotFiniteError:
+            paired_images(maps, masks)  # says which
+            raise
         return self
 
     def refined(self) -> AUPRO:

@@ -15,7 +15,8 @@ from ._inputs import any_set, as_binary, as_scores, check_limit, largest, match_
 from .classes import add_states
 from .counts import NOTHING, Counts
 from .protocol import Protocol
-from .states import Exact, Streaming
+from .states import Exact
+from .streaming import Streaming
 
 _GOOD = "good"  # the group of the normal images; anomalous ones are "type/NAME" or, without a name, "type/"
 

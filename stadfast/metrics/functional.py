@@ -112,7 +112,7 @@ def aupro(scores: Any, masks: Any, limit: float = 0.3) -> float:
         DataError: a score is NaN or infinite, or a mask is not binary.
     """
     check_limit(limit)
-    counts = _region_counts(scores, masks)
+    counts = _region_counts(scores, masks, limit)
     return _warned("aupro", counts.undefined, _counts.aupro(counts, limit))
 
 
@@ -132,10 +132,10 @@ def _score_counts(scores: Any, labels: Any) -> Counts:
     return held.counts()[""]
 
 
-def _region_counts(maps: Any, masks: Any) -> Counts:
+def _region_counts(maps: Any, masks: Any, limit: float = 1.0) -> Counts:
     held = Exact(copy=False)
     held.add(*paired_images(maps, masks), "", True)
-    return held.counts()[""]
+    return held.counts(limit)[""]
 
 
 def _no_anomalous(counts: Counts) -> str | None:

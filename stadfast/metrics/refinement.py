@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .counts import aupro_bounds
-from .states import Streaming
+from .streaming import Streaming
 
 _REFINED = 256  # bins that are cut
 _CUTS = 256  # pieces of each: 2^-16 of its value wide, four times float32's own step
@@ -24,7 +24,9 @@ def refined_edges(held: Streaming, limit: float) -> NDArray[np.float32]:
     counts = held.counts().get("")
     if counts is None or counts.undefined or not counts.regions:
         raise UsageError("nothing to refine: the metric has seen no regions or no normal pixels")
-    keys = held.used_bins()[::-1].astype(np.uint32)
+    if counts.tied:
+        raise UsageError("nothing to refine: each bin holds one value, and the bound is 0 already")
+    keys = np.flatnonzero(held.binned()[1][""]["total"])[::-1].astype(np.uint32)
     share = aupro_bounds(counts, limit)
     worst = np.argsort(-share, kind="stable")[:_REFINED]
     worst = worst[share[worst] > 0]

@@ -13,7 +13,7 @@ import torchmetrics
 from torch import Tensor
 
 from . import classes
-from .states import Streaming
+from .streaming import Streaming
 
 
 class _Streaming(torchmetrics.Metric):
@@ -26,7 +26,7 @@ class _Streaming(torchmetrics.Metric):
     def __init__(self, metric: classes.Metric[Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._metric = metric
-        for name, start in Streaming().empty_table().items():
+        for name, start in Streaming().empty_table(half=True).items():
             self.add_state(name, torch.from_numpy(start), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:

@@ -8,7 +8,7 @@ from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
 from .peers import ensemble_scores, peer_distance, reduce_heads
 from .pooling import max_pool2d
-from .regions import label_regions, region_pixels
+from .regions import label_regions, region_histogram, region_pixels
 
 __all__ = [
     "BINS",
@@ -29,6 +29,7 @@ __all__ = [
     "rank_counts",
     "reads_half",
     "reduce_heads",
+    "region_histogram",
     "region_pixels",
     "upsample_combine",
 ]

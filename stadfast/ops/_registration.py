@@ -132,6 +132,12 @@ def _(maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, 
     )
 
 
+@torch.library.register_fake("stadfast::region_histogram")
+def _(maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    pixels = maps[0].new_empty((65536,), dtype=torch.int64)
+    return pixels, pixels.to(torch.float64), pixels.new_empty((len(maps),))
+
+
 @torch.library.register_fake("stadfast::rank_counts")
 def _(scores: list[Tensor], edges: Tensor) -> Tensor:
     return edges.new_empty((2 * edges.shape[0] + 2,), dtype=torch.int64)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from . import _library, reference_metrics
+from .reference_metrics import BINS
 
 
 def label_regions(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,6 +52,36 @@ def region_pixels(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tens
     Raises:
         UsageError: no maps, or maps and masks do not match.
     """
+    maps, masks = _check_maps(maps, masks)
+    if maps[0].device.type == "cpu" and _library.has_kernel("cpu"):
+        return torch.ops.stadfast.region_pixels(maps, masks)
+    return gather_region_pixels(maps, masks)
+
+
+def region_histogram(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``region_pixels`` tells, by the 16-bit keys of ``key_histogram``: in constant memory.
+
+    Args:
+        maps: N maps (H_i, W_i), float32, float16 or bfloat16, of one dtype on one device.
+        masks: N masks (H_i, W_i) bool on that device.
+
+    Returns:
+        pixels: (65536,) int64, how many pixels inside regions have each key.
+        overlap: (65536,) float64, the sum over these pixels of one over their region's area.
+        counts: (N,) int64, the regions of each image.
+
+    Raises:
+        UsageError: no maps, another dtype, or maps and masks do not match.
+    """
+    maps, masks = _check_maps(maps, masks)
+    if maps[0].dtype == torch.float64:
+        raise UsageError("maps: expected float32, float16 or bfloat16, got torch.float64")
+    if maps[0].device.type == "cpu" and _library.has_kernel("cpu"):
+        return torch.ops.stadfast.region_histogram(maps, masks)
+    return gather_region_histogram(maps, masks)
+
+
+def _check_maps(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     maps, masks = list(maps), list(masks)
     if not maps or len(maps) != len(masks):
         raise UsageError(f"masks: expected one per map and at least one, got {len(maps)} and {len(masks)}")
@@ -69,9 +100,7 @@ def region_pixels(maps: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tens
             raise UsageError(
                 f"maps[{i}]: expected a floating-point dtype and device like maps[0], got {image.dtype}"
             )
-    if maps[0].device.type == "cpu" and _library.has_kernel("cpu"):
-        return torch.ops.stadfast.region_pixels(maps, masks)
-    return gather_region_pixels(maps, masks)
+    return maps, masks
 
 
 def gather_region_pixels(maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -90,3 +119,15 @@ def gather_region_pixels(maps: list[Tensor], masks: list[Tensor]) -> tuple[Tenso
         found += int(count.sum())
     numbers = torch.cat(regions)
     return torch.cat(scores), numbers, torch.bincount(numbers, minlength=found), torch.cat(counts)
+
+
+def gather_region_histogram(maps: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """``region_histogram`` by ``region_pixels``: the reference, and the way on a GPU.
+
+    The shares are summed on the CPU: a GPU adds floats in an order of its own.
+    """
+    scores, regions, areas, counts = region_pixels(maps, masks)
+    keys = reference_metrics.bin_keys(scores)
+    share = (1.0 / areas.double())[regions.long()]
+    overlap = torch.bincount(keys.cpu(), weights=share.cpu(), minlength=BINS).to(keys.device)
+    return torch.bincount(keys, minlength=BINS), overlap, counts

@@ -81,6 +81,47 @@ def test_every_dtype(dtype: type, exact: bool) -> None:
         assert bound == 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cls", FUNCTIONS)
+def test_streaming_half_types_is_exact(cls: type, dtype: torch.dtype) -> None:
+    maps, masks = draw(11, "heavy tail")
+    half, truth = torch.from_numpy(maps).clamp(max=6e4).to(dtype), torch.from_numpy(masks)
+    metric = cls(exact=False).update(half[:3], truth[:3]).update(half[3:], truth[3:])
+    value, bound = metric.compute()[:2]
+    assert value == pytest.approx(FUNCTIONS[cls](half, truth), abs=1e-14)
+    assert bound == 0.0
+    restored = cls(exact=False).merge(metric)
+    assert restored.compute() == pytest.approx(metric.compute(), abs=1e-14)
+    with pytest.raises(DataError, match="must be finite, got 1 NaN or infinite"):
+        metric.update(
+            half[:1].where(torch.arange(33) + 33 * torch.arange(40)[:, None] != 40, torch.inf), truth[:1]
+        )
+    assert metric.compute() == restored.compute()  # nothing of what was refused was counted
+
+
+@pytest.mark.parametrize("cls", FUNCTIONS)
+def test_streaming_maps_of_several_types_is_within_its_bound(cls: type) -> None:
+    maps, masks = draw(12, "random")
+    dtypes = [torch.float16, torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float16]
+    mixed = [torch.from_numpy(m).to(dtype) for m, dtype in zip(maps, dtypes, strict=True)]
+    metric, held = cls(exact=False), []
+    for image, mask in zip(mixed, masks, strict=True):
+        metric.update(image, mask)
+        held.append(image.double())
+    value, bound = metric.compute()[:2]
+    assert abs(value - FUNCTIONS[cls](torch.stack(held), masks)) <= bound + ROUNDING
+    assert 0 < bound < 0.03
+    parts = [cls(exact=False).update(image, mask) for image, mask in zip(mixed, masks, strict=True)]
+    assert cls(exact=False).merge(*parts).compute() == pytest.approx(metric.compute(), abs=1e-14)
+    with_bf16_only = cls(exact=False).update(mixed[0], masks[0]).update(mixed[2], masks[2])
+    assert with_bf16_only.merge(parts[4]).compute().bound > 0.0  # their bins hold several values now
+
+
+def test_scores_beyond_float32_are_counted_in_its_last_bin() -> None:
+    scores, labels = np.array([-1e300, 0.0, 1.0, 1e300]), np.array([0, 0, 1, 1])
+    assert metrics.AUROC(exact=False).update(scores, labels).compute() == (1.0, 0.0)
+
+
 def test_the_streaming_threshold_gives_the_value() -> None:
     maps, masks = draw(3, "random")
     result = metrics.F1Max(exact=False).update(maps, masks).compute()

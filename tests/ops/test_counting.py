@@ -69,6 +69,30 @@ def test_edges_that_crowd_one_cell() -> None:
     assert torch.equal(ops.rank_counts(scores, edges), reference_metrics.rank_counts(scores, edges))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", ["wide", "crowded", "negative"])
+def test_edges_in_groups(dtype: torch.dtype, spread: str) -> None:
+    """So many that they are ranked group by group, with enough scores for a group to fill its buffer."""
+    generator = torch.Generator().manual_seed(2)
+    scores = torch.randn(400_000, generator=generator).to(dtype)
+    if spread == "wide":
+        scores = torch.exp(6 * scores)
+    if spread == "crowded":
+        scores = torch.where(scores < 1.5, 1.0 + 1e-3 * scores, 1e20 * scores)
+    if spread == "negative":
+        scores = -scores.abs()
+    edges = scores[:280_000].unique()
+    some = [scores, edges, edges[1:] - edges.diff() / 2, edges[:70_000].repeat(3)]
+    assert torch.equal(ops.rank_counts(some, edges), reference_metrics.rank_counts(some, edges))
+
+
+@pytest.mark.skipif(ops.backend().name == "reference", reason="needs the compiled kernels")
+@pytest.mark.parametrize("edges", [[1.0, 1.0], [2.0, 1.0], [1.0, float("inf")], [float("nan")]])
+def test_edges_that_do_not_rise_are_refused(edges: list[float]) -> None:
+    with pytest.raises(RuntimeError, match="edges: expected finite, rising, distinct values"):
+        ops.rank_counts([torch.zeros(3)], torch.tensor(edges))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_TYPES])
 def test_histogram_is_the_references(device: str, dtype: torch.dtype) -> None:

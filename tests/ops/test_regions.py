@@ -12,7 +12,7 @@ from scipy.ndimage import label
 from stadfast import ops
 from stadfast.errors import UsageError
 from stadfast.ops import reference_metrics
-from stadfast.ops.regions import gather_region_pixels
+from stadfast.ops.regions import gather_region_histogram, gather_region_pixels
 
 DEVICES = [
     "cpu",
@@ -124,6 +124,37 @@ def test_region_pixels_are_those_of_the_labels(device: str, dtype: torch.dtype) 
         assert torch.equal(regions.cpu(), torch.cat(wanted).to(torch.int32))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_region_histogram_is_that_of_the_pixels(device: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(4)
+    sizes = [(20, 31), (1, 1), (3, 2500), (20, 31)]
+    maps = [torch.randn(size, generator=generator).to(device, dtype) for size in sizes]
+    masks = [(torch.rand(size, generator=generator) < 0.6).to(device) for size in sizes]
+    masks[1][:], masks[2][:] = False, True  # a run longer than a block of keys
+    maps[3], masks[3] = maps[3].mT, masks[3].mT
+    pixels, overlap, counts = ops.region_histogram(maps, masks)
+    wanted = gather_region_histogram(maps, masks)
+    assert torch.equal(pixels, wanted[0])
+    torch.testing.assert_close(overlap, wanted[1], rtol=1e-14, atol=0)
+    assert torch.equal(counts, wanted[2])
+    assert pixels.sum() == sum(mask.sum() for mask in masks)
+    assert overlap.sum().item() == pytest.approx(counts.sum().item(), abs=1e-9)
+
+
+def test_threads_do_not_change_a_region_histogram() -> None:
+    generator = torch.Generator().manual_seed(5)
+    maps = list(torch.randn(9, 500, 300, generator=generator))
+    masks = list(torch.rand(9, 500, 300, generator=generator) < 0.3)
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        results.append(ops.region_histogram(maps, masks)[1])
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, results[0]) for one in results)
+
+
 def test_region_pixels_reads_strided_maps() -> None:
     maps, masks = torch.randn(3, 20, 30), torch.rand(3, 20, 30) < 0.3
     got = ops.region_pixels(list(maps.mT), list(masks.mT))
@@ -135,7 +166,8 @@ def test_region_pixels_reads_strided_maps() -> None:
 def test_opcheck() -> None:
     masks = torch.rand(2, 9, 8) < 0.5
     torch.library.opcheck(torch.ops.stadfast.label_regions, (masks,))
-    torch.library.opcheck(torch.ops.stadfast.region_pixels, (list(torch.randn(2, 9, 8)), list(masks)))
+    for op in (torch.ops.stadfast.region_pixels, torch.ops.stadfast.region_histogram):
+        torch.library.opcheck(op, (list(torch.randn(2, 9, 8)), list(masks)))
 
 
 def test_wrong_arguments_are_named() -> None:
@@ -148,3 +180,5 @@ def test_wrong_arguments_are_named() -> None:
         ops.region_pixels([], list(masks))
     with pytest.raises(UsageError, match=r"maps\[1\]: expected a floating-point dtype"):
         ops.region_pixels([torch.zeros(4, 5), torch.zeros(4, 5, dtype=torch.int32)], list(masks))
+    with pytest.raises(UsageError, match=r"float32, float16 or bfloat16, got torch\.float64"):
+        ops.region_histogram(list(torch.zeros(2, 4, 5).double()), list(masks))
