@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "metrics": ({"ops"}, {"torch", "numpy", "scipy", "torchmetrics", "PIL"}),
     "methods": ({"ops", "backbones", "data", "metrics"}, {"torch", "numpy", "safetensors"}),
     "runtime": ({"methods", "ops", "data"}, {"torch", "numpy", "onnx", "onnxscript", "openvino"}),
-    "linescan": ({"runtime", "ops"}, {"torch", "numpy"}),
+    "linescan": ({"runtime", "methods", "ops"}, {"torch", "numpy"}),
     "report": ({"metrics", "data"}, {"torch", "numpy", "PIL", "jinja2", "matplotlib"}),
     "cli": ({"ops", "backbones", "data", "metrics", "methods", "runtime", "linescan", "report"},
             {"torch", "numpy", "typer", "click", "rich", "PIL"}),

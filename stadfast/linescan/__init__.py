@@ -1,4 +1,4 @@
-"""Line-scan inspection: the acquisition ring and the defects of an endless map. Loaded at first use."""
+"""Line-scan inspection: acquisition ring, exact row streaming, defects of an endless map. Loaded at first use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 _HOME = {
     "DefectEvent": "tracker",
     "DefectTracker": "tracker",
+    "FlatField": "flat_field",
     "Gap": "ring",
     "RingCounts": "ring",
     "RowRing": "ring",
+    "RowStreamer": "streamer",
     "RowView": "ring",
+    "TiledStreamer": "tiles",
+    "native_maps": "images",
 }
 
 __all__ = list(_HOME)

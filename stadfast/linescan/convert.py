@@ -1,0 +1,336 @@
+"""From a method's network to the layers of a strip.
+
+The network runs once on an example without data, and PyTorch records its operators (``make_fx``). Whatever is made of
+operators that are local in the rows can be streamed, whichever method it belongs to: the tables below are the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import UsageError
+from .layers import (
+    Bilinear,
+    Convolution,
+    Distance,
+    Layer,
+    MaxPool,
+    Pointwise,
+    Rows,
+    TransposedConvolution,
+    combination,
+    interpolation,
+)  # fmt: skip
+from .native import native_network
+from .network import Link, StripNetwork
+
+Node = Any  # of torch.fx, whose types of arguments are a union of everything
+
+_EXAMPLE = 256  # rows and columns; a multiple of every stride
+
+_SAME = {
+    "alias",
+    "clone",
+    "detach",
+    "expand",
+    "_to_copy",
+    "lift_fresh_copy",
+}  # `expand`: operators broadcast anyway
+_POINTWISE = {
+    "abs", "add", "clamp", "clamp_min", "div", "exp", "gelu", "hardswish", "hardtanh", "leaky_relu", "maximum",
+    "minimum", "mul", "neg", "pow", "relu", "sigmoid", "silu", "sqrt", "sub", "tanh",
+}  # fmt: skip
+_OVER_CHANNELS = {"amax", "linalg_vector_norm", "mean", "sum"}
+_ACTIVATIONS = {"hardtanh", "leaky_relu", "relu", "sigmoid", "silu"}
+_BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training", "batch_norm"}
+_WHOLE_MAP = {
+    "quantile": "a quantile of the whole map",
+    "sort": "a quantile of the whole map",
+    "convolution_backward": "a gradient of a loss over the whole image",
+    "max_pool2d_with_indices_backward": "a gradient of a loss over the whole image",
+}
+
+
+def convert(network: nn.Module, downscale: int = 1) -> StripNetwork:
+    """The layers that compute a network's maps row by row.
+
+    Args:
+        network: (B, 3, h, w) normalised -> maps (B, 1, H, W), with ``size`` (H, W).
+        downscale: the maps have so many times the rows and columns of the input.
+
+    Raises:
+        UsageError: the network has an operator that needs more than some neighbouring rows.
+    """
+    return _Converter(_record(network, downscale)).network()
+
+
+def _record(network: nn.Module, downscale: int) -> fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    size = _EXAMPLE * downscale
+    example = torch.zeros(1, 3, _EXAMPLE, _EXAMPLE)
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        trace = make_fx(
+            native_network(network, (size, size)), tracing_mode="fake", _allow_non_fake_inputs=True
+        )
+        return trace(example.to(device))
+
+
+class _Converter:
+    """Walks the recorded operators in their order; ``values`` has the number of each node's rows."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.graph = graph
+        self.values: dict[Node, Any] = {
+            node: getattr(graph, str(node.target)).detach()
+            for node in graph.graph.nodes
+            if node.op == "get_attr"
+        }
+        self.rows: list[Rows] = [Rows(Fraction(1))]
+        self.layers: list[Layer] = []
+        self.links: list[Link] = []
+
+    def network(self) -> StripNetwork:
+        for node in self.graph.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = 0
+            elif node.op == "output":
+                result = node.args[0]
+                output = self.values[result[0] if isinstance(result, (tuple, list)) else result]
+                return StripNetwork(self.layers, self.links, output)
+            elif node not in self.values and node.users:
+                self.values[node] = self.operator(node)
+        raise AssertionError("a graph without output")
+
+    def operator(self, node: Node) -> Any:
+        """The rows of a recorded operator: their number, or a list of numbers."""
+        name = _name(node)
+        if name == "getitem":
+            return self.values[node.args[0]][node.args[1]]
+        if name in _SAME:
+            return self.values[node.args[0]]
+        handler: Callable[[Node], Any] | None = getattr(self, f"_{name.lstrip('_')}", None)
+        if name in _BATCH_NORMS:
+            handler = self._batch_norm
+        elif name in _POINTWISE or (name in _OVER_CHANNELS and _keeps_rows(node)):
+            handler = self._pointwise
+        if handler is None:
+            needs = _WHOLE_MAP.get(name, f"{name}, which does not work row by row")
+            raise UsageError(
+                f"detector: its maps cannot be streamed exactly, because they need {needs}; use "
+                "TiledStreamer, whose overlapped tiles each have their own"
+            )
+        return handler(node)
+
+    def add(self, layer: Layer, *sources: int) -> list[int]:
+        outputs = tuple(range(len(self.rows), len(self.rows) + len(layer.outputs)))
+        self.rows += layer.outputs
+        self.layers.append(layer)
+        self.links.append(Link(sources, outputs))
+        return list(outputs)
+
+    # ---------------------------------------------------------------- one operator each
+
+    def _convolution(self, node: Node) -> int:
+        source, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
+        weight, bias = self.values[weight], None if bias is None else self.values[bias]
+        norm = self._norm_behind(node, foldable=not transposed or groups == 1)
+        if norm is not None:
+            weight, bias = self._fold(norm, weight, bias, 1 if transposed else 0)
+        last, activation = self._activation(node if norm is None else _first_result(norm))
+        source, padding = self._padding(source, padding)
+        rows = self.rows[source]
+        layer: Layer
+        if transposed:
+            layer = TransposedConvolution(
+                rows,
+                weight,
+                bias,
+                stride,
+                dilation,
+                groups,
+                (padding[2], padding[0]),
+                output_padding,
+                activation,
+            )
+        else:
+            layer = Convolution(rows, weight, bias, stride, dilation, groups, padding, activation)
+        (out,) = self.add(layer, source)
+        self.values[last] = out
+        if norm is not None:
+            self.values[norm] = [out]
+        return out
+
+    def _max_pool2d_with_indices(self, node: Node) -> list[int]:
+        defaults: list[Any] = [None, None, [], [0, 0], [1, 1], False]
+        source, kernel, stride, padding, dilation, _ = [*node.args, *defaults[len(node.args) :]]
+        source = self.values[source]
+        return self.add(MaxPool(self.rows[source], kernel, stride or kernel, dilation, padding), source)
+
+    def _batch_norm(self, node: Node) -> list[int]:
+        """Behind anything but a convolution."""
+        source = self.values[node.args[0]]
+        scale, shift = (t.view(1, -1, 1, 1) for t in self._scale_and_shift(node))
+
+        def normalise(x: Tensor) -> Tensor:
+            return x * scale.to(x) + shift.to(x)
+
+        return self.add(Pointwise([self.rows[source]], normalise), source)
+
+    def _pointwise(self, node: Node) -> int:
+        function = _functional(node)
+        streams = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        constants = [isinstance(self.values[stream], Tensor) for stream in streams]
+        sources = [self.values[s] for s, constant in zip(streams, constants, strict=True) if not constant]
+        fixed = [self.values.get(a) if isinstance(a, fx.Node) else a for a in node.args]
+        places = [
+            i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and not isinstance(fixed[i], Tensor)
+        ]
+        widen = _name(node) == "linalg_vector_norm"  # a half-precision sum of squares has no three digits
+
+        def apply(*inputs: Tensor) -> Tensor:
+            arguments = [a.to(inputs[0].device) if isinstance(a, Tensor) else a for a in fixed]
+            for place, x in zip(places, inputs, strict=True):
+                arguments[place] = x.float() if widen and x.dtype != torch.float64 else x
+            return function(*arguments, **node.kwargs)
+
+        return self._joined(sources, apply)
+
+    def _cat(self, node: Node) -> int:
+        tensors, dim = (*node.args, 0)[:2]
+        if dim not in (1, -3):
+            raise UsageError(f"detector: its maps cannot be streamed: cat along dimension {dim}")
+        return self._joined([self.values[t] for t in tensors], lambda *inputs: torch.cat(inputs, dim=1))
+
+    def _joined(self, sources: list[int], function: Callable[..., Tensor]) -> int:
+        rows = [self.rows[source] for source in sources]
+        if len({(r.rate, r.extra) for r in rows}) > 1:
+            raise UsageError("detector: its maps cannot be streamed: it joins rows of different strides")
+        return self.add(Pointwise(rows, function), *sources)[0]
+
+    def _constant_pad_nd(self, node: Node) -> None:
+        """The convolutions behind take it over."""
+        if any(_name(user) != "convolution" or user.args[6] for user in node.users):
+            raise UsageError("detector: its maps cannot be streamed: padding that no convolution follows")
+
+    def _upsample_bilinear2d(self, node: Node) -> int:
+        source, _, align_corners = node.args[:3]
+        if align_corners:
+            raise UsageError("detector: its maps cannot be streamed: interpolation with align_corners")
+        rate = self.rows[self.values[source]].rate * Fraction(_height(node), _height(source))
+        return self._upsampled([self.values[source]], rate, rate, interpolation)
+
+    def _pyramid_distance(self, node: Node) -> list[int]:
+        students, teachers, eps = node.args
+        sources = [self.values[x] for x in (*students, *teachers)]
+        rows = [self.rows[source] for source in sources]
+        return self.add(Distance(rows[: len(students)], rows[len(students) :], eps), *sources)
+
+    def _anomaly_map(self, node: Node) -> int:
+        students, teachers, groups, weights, grid, size, combine, eps = node.args
+        sources = [self.values[x] for x in (*students, *teachers)]
+        rows = [self.rows[source] for source in sources]
+        distances = self.add(Distance(rows[: len(students)], rows[len(students) :], eps), *sources)
+        return self._combination(distances, groups, weights, grid, size, combine)
+
+    def _upsample_combine(self, node: Node) -> int:
+        maps, groups, weights, grid, size, combine = node.args
+        return self._combination([self.values[m] for m in maps], groups, weights, grid, size, combine)
+
+    def _combination(
+        self, maps: list[int], groups: Any, weights: Any, grid: Any, size: Any, combine: str
+    ) -> int:
+        rates = [Fraction(int(n[0]), _EXAMPLE) for n in (grid, size)]
+        return self._upsampled(maps, rates[0], rates[1], combination(groups, weights, combine))
+
+    def _upsampled(
+        self, maps: list[int], grid: Fraction, rate: Fraction, resize: Callable[..., Tensor]
+    ) -> int:
+        rows = [self.rows[m] for m in maps]
+        coarse = max(1 / r.rate for r in rows)
+        factors = [
+            rate / grid,
+            *(grid / r.rate for r in rows),
+            *(coarse * r.rate for r in rows),
+            coarse * grid,
+        ]
+        if any(r.extra for r in rows) or any(factor.denominator > 1 for factor in factors):
+            raise UsageError(
+                "detector: its maps cannot be streamed: interpolation that no whole factor describes"
+            )
+        return self.add(Bilinear(rows, grid, rate, resize), *maps)[0]
+
+    # ---------------------------------------------------------------- what belongs to a convolution
+
+    def _padding(self, source: Node, padding: list[int]) -> tuple[int, tuple[int, int, int, int]]:
+        """The convolution's source and padding, with that of a padding operator before it."""
+        rows, columns = padding
+        if source.op == "call_function" and _name(source) == "constant_pad_nd":
+            inner, (left, right, top, bottom), *value = source.args
+            if value in ([], [0], [0.0]):
+                return self.values[inner], (left + columns, right + columns, top + rows, bottom + rows)
+        return self.values[source], (columns, columns, rows, rows)
+
+    def _norm_behind(self, node: Node, foldable: bool) -> Node | None:
+        norm = _only_user(node)
+        return norm if foldable and norm is not None and _name(norm) in _BATCH_NORMS else None
+
+    def _fold(self, norm: Node, weight: Tensor, bias: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
+        """The weights with those of the batch norm behind; ``dim`` is the weights' of the output channels."""
+        scale, shift = self._scale_and_shift(norm)
+        folded = weight.double() * scale.view([-1 if i == dim else 1 for i in range(4)])
+        shift = shift if bias is None else shift + bias.double() * scale
+        return folded.float(), shift.float()
+
+    def _scale_and_shift(self, norm: Node) -> tuple[Tensor, Tensor]:
+        """A batch norm at inference is ``x * scale + shift``; float64."""
+        found: list[Any] = [None if a is None else self.values[a] for a in norm.args[1:5]]
+        gain, offset, mean, variance = found
+        scale = (variance.double() + norm.args[-1]).rsqrt()
+        scale = scale if gain is None else scale * gain.double()
+        shift = -mean.double() * scale
+        return scale, shift if offset is None else shift + offset.double()
+
+    def _activation(self, node: Node) -> tuple[Node, Callable[[Tensor], Tensor] | None]:
+        user = _only_user(node)
+        if user is None or _name(user) not in _ACTIVATIONS:
+            return node, None
+        function, rest, kwargs = user.target, user.args[1:], user.kwargs
+        return user, lambda x: function(x, *rest, **kwargs)
+
+
+def _name(node: Node) -> str:
+    """``relu`` for aten.relu_.default."""
+    target: Any = node.target
+    return getattr(target, "_opname", target.__name__).removesuffix("_")
+
+
+def _functional(node: Node) -> Callable[..., Tensor]:
+    """The operator that does not write into its argument."""
+    target: Any = node.target
+    return getattr(getattr(torch.ops.aten, _name(node)), target._overloadname)
+
+
+def _first_result(node: Node) -> Node:
+    return next(user for user in node.users if user.args[1] == 0)
+
+
+def _only_user(node: Node) -> Node | None:
+    users = [user for user in node.users if user.users or user.op == "output"]
+    return users[0] if len(users) == 1 else None
+
+
+def _keeps_rows(node: Node) -> bool:
+    """Whether a reduction goes along the channels alone."""
+    dims = next((a for a in node.args[1:] if isinstance(a, (list, tuple))), None)
+    return dims is not None and list(dims) in ([1], [-3]) and True in node.args
+
+
+def _height(node: Any) -> int:
+    return int(node.meta["val"].shape[2])

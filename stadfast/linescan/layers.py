@@ -1,0 +1,321 @@
+"""Layers that see a strip a few rows at a time and compute every row once.
+
+Row j of a layer stands at row j / rate of the network's input. In a step that takes n input rows each layer gives
+``n * rate`` rows, later by its delay: after n input rows in all it has given its rows 0 ... n * rate - delay - 1. What
+it still needs of the rows that it has seen, it carries into the next step: a number of rows that never changes.
+
+Rows before the strip's first and behind its last are virtual: they keep every step's shapes equal, and each layer
+replaces them by what belongs there (zeros, -inf, a copy of the last row) before it mixes rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import ops
+
+
+class Rows(NamedTuple):
+    """The rows that a layer gives.
+
+    Attributes:
+        rate: per row of the network's input; the inverse of the stride.
+        delay: how many are missing when all input rows so far have been taken.
+        extra: how many there are at the end beyond ``rate`` times the strip's length.
+    """
+
+    rate: Fraction
+    delay: int = 0
+    extra: int = 0
+
+
+class Step(NamedTuple):
+    """One step of the whole network.
+
+    Attributes:
+        rows: of the network's input that it takes.
+        taken: those of the steps before; None in the steady state, when no virtual row is in sight.
+        total: rows of the whole strip, as soon as it has ended.
+    """
+
+    rows: int
+    taken: int | None = None
+    total: int | None = None
+
+    def virtual(self, source: Rows, carried: int, length: int) -> tuple[int, int]:
+        """How many of ``length`` rows lie before and behind the strip, where ``carried`` precede the new ones."""
+        if self.taken is None:
+            return 0, 0
+        start = int(self.taken * source.rate) - source.delay - carried
+        behind = 0
+        if self.total is not None:
+            behind = start + length - (int(self.total * source.rate) + source.extra)
+        return min(max(-start, 0), length), min(max(behind, 0), length)
+
+
+class Layer(nn.Module):
+    """A layer of a strip.
+
+    Attributes:
+        sources: the rows that it takes.
+        outputs: the rows that it gives.
+        carried: per source, how many rows it keeps; 0 or less: none.
+        fill: what stands in carried rows at the start.
+        width: columns of the network's input.
+    """
+
+    fill = 0.0
+    width = 0
+
+    def __init__(self, sources: Sequence[Rows], outputs: Sequence[Rows], carried: Sequence[int]) -> None:
+        super().__init__()
+        self.sources, self.outputs, self.carried = tuple(sources), tuple(outputs), tuple(carried)
+
+    @property
+    def carries(self) -> int:
+        """How many tensors it carries from step to step."""
+        return sum(rows > 0 for rows in self.carried)
+
+    def forward(
+        self, inputs: list[Tensor], carries: Sequence[Tensor | None], step: Step
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """(inputs, carried rows) -> (outputs, rows to carry on); None: rows before the strip."""
+        windows, kept = [], []
+        before = iter(carries)
+        for x, rows in zip(inputs, self.carried, strict=True):
+            if rows > 0:
+                start = next(before)
+                if start is None:
+                    start = x.new_full((x.shape[0], x.shape[1], rows, x.shape[3]), self.fill)
+                x = torch.cat([start, x], dim=2)
+                kept.append(x[:, :, -rows:].clone())  # a view would keep the whole block alive
+            windows.append(x)
+        return self.compute(windows, step), kept
+
+    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+        """The outputs from each source's carried and new rows."""
+        raise NotImplementedError
+
+
+class Pointwise(Layer):
+    """An operator that mixes no rows; sources of different delay wait for the latest.
+
+    Args:
+        function: of the sources, in their order.
+    """
+
+    def __init__(self, sources: Sequence[Rows], function: Callable[..., Tensor]) -> None:
+        latest = max(source.delay for source in sources)
+        super().__init__(sources, [sources[0]._replace(delay=latest)], [latest - s.delay for s in sources])
+        self.function = function
+
+    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+        return [self.function(*_wait(windows, self.carried))]
+
+
+class Distance(Layer):
+    """``pyramid_distance`` of L students and their L teachers; each level waits for the later of the two."""
+
+    def __init__(self, students: Sequence[Rows], teachers: Sequence[Rows], eps: float) -> None:
+        latest = [max(s.delay, t.delay) for s, t in zip(students, teachers, strict=True)]
+        sources = [*students, *teachers]
+        outputs = [s._replace(delay=delay) for s, delay in zip(students, latest, strict=True)]
+        super().__init__(
+            sources, outputs, [d - s.delay for d, s in zip([*latest, *latest], sources, strict=True)]
+        )
+        self.eps = eps
+
+    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+        both = _wait(windows, self.carried)
+        return ops.pyramid_distance(both[: len(both) // 2], both[len(both) // 2 :], eps=self.eps)
+
+
+def _wait(windows: list[Tensor], carried: Sequence[int]) -> list[Tensor]:
+    return [x[:, :, :-rows] if rows else x for x, rows in zip(windows, carried, strict=True)]
+
+
+class Sliding(Layer):
+    """A layer whose row j takes the rows ``stride * j - top`` and the ``reach - 1`` after it.
+
+    Args:
+        padding: (left, right, top, bottom).
+    """
+
+    def __init__(self, source: Rows, reach: int, stride: int, padding: tuple[int, int, int, int]) -> None:
+        top, bottom = padding[2:]
+        delay = -(-(source.delay + reach - top) // stride) - 1  # the first row that cannot be computed yet
+        extra = (source.extra + top + bottom - reach) // stride + 1
+        # Below zero: a kernel smaller than its stride skips rows of the step, which count all the same.
+        carried = stride * delay + top - source.delay
+        super().__init__([source], [Rows(source.rate / stride, delay, extra)], [carried])
+        self.columns = padding[:2]
+
+    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+        window, carried = windows[0], self.carried[0]
+        before, behind = step.virtual(self.sources[0], max(carried, 0), window.shape[2])
+        if before or behind:
+            window = window.clone()
+            window[:, :, :before] = self.fill
+            window[:, :, window.shape[2] - behind :] = self.fill
+        return [self.slide(window[:, :, -carried:] if carried < 0 else window)]
+
+    def slide(self, window: Tensor) -> Tensor:
+        """The layer without padding of the rows."""
+        raise NotImplementedError
+
+
+class Convolution(Sliding):
+    """A convolution with what follows it at once: ``activation`` gets the result as its own."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, source: Rows, weight: Tensor, bias: Tensor | None, stride: Sequence[int], dilation: Sequence[int],
+        groups: int, padding: tuple[int, int, int, int], activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(source, dilation[0] * (weight.shape[2] - 1) + 1, stride[0], padding)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.stride, self.dilation, self.groups = list(stride), list(dilation), groups
+        self.activation = activation
+
+    def slide(self, window: Tensor) -> Tensor:
+        left, right = self.columns
+        if left != right:
+            window, left = F.pad(window, (left, right)), 0
+        x = F.conv2d(
+            window.to(self.weight.dtype),
+            self.weight,
+            self.bias,
+            self.stride,
+            (0, left),
+            self.dilation,
+            self.groups,
+        )
+        return x if self.activation is None else self.activation(x)
+
+
+class MaxPool(Sliding):
+    fill = -math.inf
+
+    def __init__(
+        self, source: Rows, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
+        padding: Sequence[int],
+    ) -> None:  # fmt: skip
+        rows, columns = padding
+        super().__init__(source, dilation[0] * (kernel[0] - 1) + 1, stride[0], (columns, columns, rows, rows))
+        self.kernel, self.stride, self.dilation = list(kernel), list(stride), list(dilation)
+
+    def slide(self, window: Tensor) -> Tensor:
+        return F.max_pool2d(window, self.kernel, self.stride, (0, self.columns[0]), self.dilation)
+
+
+class TransposedConvolution(Layer):
+    """Row j of the input goes into the rows ``stride * j - padding`` and the ``reach - 1`` after it."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, source: Rows, weight: Tensor, bias: Tensor | None, stride: Sequence[int], dilation: Sequence[int],
+        groups: int, padding: Sequence[int], output_padding: Sequence[int],
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        reach = dilation[0] * (weight.shape[2] - 1) + 1
+        extra = (source.extra - 1) * stride[0] - 2 * padding[0] + reach + output_padding[0]
+        out = Rows(source.rate * stride[0], source.delay * stride[0] + padding[0], extra)
+        super().__init__([source], [out], [(reach - 1) // stride[0]])
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.stride, self.dilation, self.groups = list(stride), list(dilation), groups
+        self.columns = [0, padding[1]], [0, output_padding[1]]
+        self.activation = activation
+
+    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+        window, carried = windows[0], self.carried[0]
+        before, behind = step.virtual(self.sources[0], carried, window.shape[2])
+        if before or behind:
+            window = window.clone()
+            window[:, :, :before] = 0
+            window[:, :, window.shape[2] - behind :] = 0
+        x = F.conv_transpose2d(
+            window.to(self.weight.dtype), self.weight, self.bias, self.stride, self.columns[0], self.columns[1],
+            self.groups, self.dilation,
+        )  # fmt: skip
+        first, rows = self.stride[0] * carried, int(step.rows * self.outputs[0].rate)
+        x = F.pad(x, (0, 0, 0, first + rows - x.shape[2])) if x.shape[2] < first + rows else x
+        x = x[:, :, first : first + rows]
+        return [x if self.activation is None else self.activation(x)]
+
+
+class Bilinear(Layer):
+    """Bilinear upsampling of L sources to a grid, and from there to the output; ``align_corners=False``.
+
+    It resizes a window of all sources whose edges lie on rows of the coarsest, and keeps what the edges do not reach.
+
+    Args:
+        sources: without extra rows.
+        grid, rate: rows of the grid and of the output per row of the network's input.
+        resize: (windows, grid size, size) -> rows of that size.
+    """
+
+    def __init__(
+        self, sources: Sequence[Rows], grid: Fraction, rate: Fraction,
+        resize: Callable[[list[Tensor], tuple[int, int], tuple[int, int]], Tensor],
+    ) -> None:  # fmt: skip
+        coarse = max(1 / source.rate for source in sources)
+        # In rows of the grid, then of the output: what lies so near to the window's edge depends on rows outside.
+        edge = max(math.ceil((grid / source.rate - 1) / 2) for source in sources)
+        edge = math.ceil(edge * rate / grid + (rate / grid - 1) / 2)
+        # In rows of the network's input: the window ends so far behind the last, and starts so far before the new.
+        end = coarse * max(math.ceil(source.delay / (source.rate * coarse)) for source in sources)
+        delay = int(end * rate) + edge
+        start = coarse * math.ceil((delay + edge) / (rate * coarse))
+        super().__init__(
+            sources, [Rows(rate, delay)], [int(start * source.rate) - source.delay for source in sources]
+        )
+        self.grid, self.rate, self.resize = grid, rate, resize
+        self.length = start - end
+        self.first = int(start * rate) - delay
+        self.unseen = [int(end * source.rate) - source.delay for source in sources]
+
+    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+        levels = [
+            self._within(x, i, step)[:, :, : x.shape[2] - unseen]
+            for i, (x, unseen) in enumerate(zip(windows, self.unseen, strict=True))
+        ]
+        rows = step.rows + self.length
+        sizes = [(int(rows * rate), int(self.width * rate)) for rate in (self.grid, self.rate)]
+        x = self.resize(levels, *sizes)
+        return [x[:, :, self.first : self.first + int(step.rows * self.rate)]]
+
+    def _within(self, x: Tensor, i: int, step: Step) -> Tensor:
+        """Copies of the strip's first and last row in the place of virtual ones, as interpolation has it."""
+        before, behind = step.virtual(self.sources[i], self.carried[i], x.shape[2])
+        if not before and not behind:
+            return x
+        rows = torch.arange(x.shape[2], device=x.device)
+        first = min(before, x.shape[2] - 1)
+        return x.index_select(2, rows.clamp(first, max(first, x.shape[2] - behind - 1)))
+
+
+def combination(groups: Any, weights: Any, combine: str) -> Callable[..., Tensor]:
+    """``upsample_combine`` as :class:`Bilinear` calls it."""
+
+    def resize(levels: list[Tensor], grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        return ops.upsample_combine(levels, size, grid, groups, weights, combine)
+
+    return resize
+
+
+def interpolation(levels: list[Tensor], grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Plain bilinear resizing as :class:`Bilinear` calls it; grid and size are the same."""
+    return F.interpolate(levels[0], size, mode="bilinear", align_corners=False)
