@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import UsageError
 from .layers import (
+    Activation,
     Bilinear,
     Convolution,
     Distance,
@@ -38,22 +39,19 @@ _SAME = {
     "clone",
     "detach",
     "expand",
-    "_to_copy",
     "lift_fresh_copy",
-}  # `expand`: operators broadcast anyway
+    "_to_copy",
+}  # other operators broadcast anyway
 _POINTWISE = {
     "abs", "add", "clamp", "clamp_min", "div", "exp", "gelu", "hardswish", "hardtanh", "leaky_relu", "maximum",
     "minimum", "mul", "neg", "pow", "relu", "sigmoid", "silu", "sqrt", "sub", "tanh",
 }  # fmt: skip
 _OVER_CHANNELS = {"amax", "linalg_vector_norm", "mean", "sum"}
-_ACTIVATIONS = {"hardtanh", "leaky_relu", "relu", "sigmoid", "silu"}
+_ACTIVATIONS: dict[str, tuple[str, tuple[float, ...]]] = {  # what oneDNN calls them, and default arguments
+    "hardtanh": ("hardtanh", (-1.0, 1.0)), "leaky_relu": ("leaky_relu", (0.01,)), "relu": ("relu", ()),
+    "sigmoid": ("sigmoid", ()), "silu": ("swish", ()),
+}  # fmt: skip
 _BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training", "batch_norm"}
-_WHOLE_MAP = {
-    "quantile": "a quantile of the whole map",
-    "sort": "a quantile of the whole map",
-    "convolution_backward": "a gradient of a loss over the whole image",
-    "max_pool2d_with_indices_backward": "a gradient of a loss over the whole image",
-}
 
 
 def convert(network: nn.Module, downscale: int = 1) -> StripNetwork:
@@ -64,8 +62,14 @@ def convert(network: nn.Module, downscale: int = 1) -> StripNetwork:
         downscale: the maps have so many times the rows and columns of the input.
 
     Raises:
-        UsageError: the network has an operator that needs more than some neighbouring rows.
+        UsageError: the maps have a global term, or an operator needs more than some neighbouring rows.
     """
+    term = getattr(network, "global_term", None)
+    if term is not None:
+        raise UsageError(
+            f"detector: its maps cannot be streamed exactly, because they depend on {term}, which is not known before "
+            "the strip ends; use TiledStreamer, whose overlapped tiles each have their own"
+        )
     return _Converter(_record(network, downscale)).network()
 
 
@@ -121,11 +125,7 @@ class _Converter:
         elif name in _POINTWISE or (name in _OVER_CHANNELS and _keeps_rows(node)):
             handler = self._pointwise
         if handler is None:
-            needs = _WHOLE_MAP.get(name, f"{name}, which does not work row by row")
-            raise UsageError(
-                f"detector: its maps cannot be streamed exactly, because they need {needs}; use "
-                "TiledStreamer, whose overlapped tiles each have their own"
-            )
+            raise UsageError(f"detector: its maps cannot be streamed: {name} is not known to work row by row")
         return handler(node)
 
     def add(self, layer: Layer, *sources: int) -> list[int]:
@@ -297,12 +297,13 @@ class _Converter:
         shift = -mean.double() * scale
         return scale, shift if offset is None else shift + offset.double()
 
-    def _activation(self, node: Node) -> tuple[Node, Callable[[Tensor], Tensor] | None]:
+    def _activation(self, node: Node) -> tuple[Node, Activation | None]:
         user = _only_user(node)
-        if user is None or _name(user) not in _ACTIVATIONS:
+        if user is None or _name(user) not in _ACTIVATIONS or user.kwargs:
             return node, None
-        function, rest, kwargs = user.target, user.args[1:], user.kwargs
-        return user, lambda x: function(x, *rest, **kwargs)
+        function, (name, defaults) = user.target, _ACTIVATIONS[_name(user)]
+        numbers = (*user.args[1:], *defaults[len(user.args) - 1 :])
+        return user, Activation(lambda x: function(x, *numbers), name, numbers)
 
 
 def _name(node: Node) -> str:

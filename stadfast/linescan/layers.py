@@ -171,36 +171,63 @@ class Sliding(Layer):
         raise NotImplementedError
 
 
+class Activation(NamedTuple):
+    """What follows a convolution at once; it may write into its argument.
+
+    Attributes:
+        function: as PyTorch has it.
+        name, numbers: as oneDNN knows it.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    name: str
+    numbers: tuple[float, ...] = ()
+
+
 class Convolution(Sliding):
-    """A convolution with what follows it at once: ``activation`` gets the result as its own."""
+    """A convolution (with the batch norm behind it in its weights) and its activation.
+
+    On a CPU oneDNN does both in one operator, with the weights laid out once: blocks of a few rows are so small that
+    laying them out for each would cost as much as the convolution. Recorded steps have PyTorch's operators.
+    """
 
     weight: Tensor
     bias: Tensor | None
 
     def __init__(
         self, source: Rows, weight: Tensor, bias: Tensor | None, stride: Sequence[int], dilation: Sequence[int],
-        groups: int, padding: tuple[int, int, int, int], activation: Callable[[Tensor], Tensor] | None = None,
+        groups: int, padding: tuple[int, int, int, int], activation: Activation | None = None,
     ) -> None:  # fmt: skip
         super().__init__(source, dilation[0] * (weight.shape[2] - 1) + 1, stride[0], padding)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.stride, self.dilation, self.groups = list(stride), list(dilation), groups
         self.activation = activation
+        self._laid_out: Tensor | None = None
 
     def slide(self, window: Tensor) -> Tensor:
         left, right = self.columns
         if left != right:
             window, left = F.pad(window, (left, right)), 0
-        x = F.conv2d(
-            window.to(self.weight.dtype),
-            self.weight,
-            self.bias,
-            self.stride,
-            (0, left),
-            self.dilation,
-            self.groups,
+        window = window.to(self.weight.dtype)
+        if window.device.type == "cpu" and not _recorded() and torch.backends.mkldnn.is_available():
+            return self._fused(window, [0, left])
+        x = F.conv2d(window, self.weight, self.bias, self.stride, (0, left), self.dilation, self.groups)
+        return x if self.activation is None else self.activation.function(x)
+
+    def _fused(self, window: Tensor, padding: list[int]) -> Tensor:
+        rest = (padding, self.stride, self.dilation, self.groups)
+        if self._laid_out is None:
+            operator = torch.ops.mkldnn._reorder_convolution_weight
+            self._laid_out = operator(self.weight, *rest, list(window.shape))
+        name, numbers = ("none", ()) if self.activation is None else self.activation[1:]
+        return torch.ops.mkldnn._convolution_pointwise(
+            window, self._laid_out, self.bias, *rest, name, list(numbers), ""
         )
-        return x if self.activation is None else self.activation(x)
+
+
+def _recorded() -> bool:
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 class MaxPool(Sliding):
@@ -227,7 +254,7 @@ class TransposedConvolution(Layer):
     def __init__(
         self, source: Rows, weight: Tensor, bias: Tensor | None, stride: Sequence[int], dilation: Sequence[int],
         groups: int, padding: Sequence[int], output_padding: Sequence[int],
-        activation: Callable[[Tensor], Tensor] | None = None,
+        activation: Activation | None = None,
     ) -> None:  # fmt: skip
         reach = dilation[0] * (weight.shape[2] - 1) + 1
         extra = (source.extra - 1) * stride[0] - 2 * padding[0] + reach + output_padding[0]
@@ -253,7 +280,7 @@ class TransposedConvolution(Layer):
         first, rows = self.stride[0] * carried, int(step.rows * self.outputs[0].rate)
         x = F.pad(x, (0, 0, 0, first + rows - x.shape[2])) if x.shape[2] < first + rows else x
         x = x[:, :, first : first + rows]
-        return [x if self.activation is None else self.activation(x)]
+        return [x if self.activation is None else self.activation.function(x)]
 
 
 class Bilinear(Layer):

@@ -66,11 +66,6 @@ class RowStreamer:
     ) -> None:
         graph = graph_of(detector)
         check_strip(width, downscale, precision, flat_field)
-        if getattr(graph.network, "background_quantile", None) is not None:
-            raise UsageError(
-                "background_quantile: a quantile of the whole map is not known before the strip ends; "
-                "fit the detector without, or use TiledStreamer, which takes each tile's own"
-            )
         network = convert(graph.network, downscale)
         self.unit = math.lcm(network.unit, deepest_stride(graph.network)) * downscale
         if rows_per_push is not None:

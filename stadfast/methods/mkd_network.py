@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import FeaturePyramid
+from ..errors import UsageError
 from .input_gradient import ExplicitBackward
 from .smoothing import GaussianBlur, opening
 
@@ -150,6 +152,7 @@ class SourceCloner(nn.Module):
         localisation: how the map is made.
     """
 
+    global_term = "the gradient of a loss that is one number for the whole image"
     loss_weights: Tensor
     noise: Tensor
 
@@ -168,6 +171,14 @@ class SourceCloner(nn.Module):
             noise = torch.randn(localisation.samples, 3, *size, generator=generator)
             self.register_buffer("noise", noise, persistent=False)
         self._source, self._cloner = (ExplicitBackward(network, layers) for network in (source, cloner))
+
+    def at_size(self, size: tuple[int, int]) -> SourceCloner:
+        """The same network for images of another size, sharing its weights."""
+        if self.localisation.method == "smoothgrad":
+            raise UsageError("localisation: smoothgrad has noise of one image size")
+        other = copy.copy(self)
+        other._modules = {**self._modules, "blur": GaussianBlur(size, _SIGMA).to(self.loss_weights.device)}
+        return other
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if torch.jit.is_tracing() or torch.compiler.is_compiling():  # a loop over chunks would fix the batch
@@ -211,8 +222,8 @@ class SourceCloner(nn.Module):
         deviation = (level / span.clamp_min(level)).square() if level else torch.zeros_like(span)
         copies = (images + deviation * noise for noise in self.noise.unbind())
         total = torch.zeros_like(images[:, :1])
-        for copy in copies:
-            total = total + self._saliency(self.input_gradient(copy)[0])
+        for noisy in copies:
+            total = total + self._saliency(self.input_gradient(noisy)[0])
         saliency = total / self.localisation.samples
         return _stretched(saliency, 1.0) if self.localisation.protocol == "paper" else saliency
 

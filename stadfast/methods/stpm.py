@@ -168,6 +168,11 @@ class StudentTeacher(nn.Module):
         background = torch.quantile(coarse, self.background_quantile, dim=1)
         return maps / background.clamp_min(torch.finfo(maps.dtype).tiny).view(-1, 1, 1, 1)
 
+    @property
+    def global_term(self) -> str | None:
+        """What of the whole image each pixel of a map depends on."""
+        return None if self.background_quantile is None else "a quantile of the whole map (background_quantile)"
+
     def maps(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """The levels' distances combined and upsampled to ``size``."""
         grid = None

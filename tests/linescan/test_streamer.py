@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -17,29 +18,30 @@ from stadfast.errors import StadfastError, UsageError
 from stadfast.linescan import FlatField, RowStreamer, TiledStreamer, native_maps
 from stadfast.methods import Detector, ScoringGraph, create
 
-# method, backbone and arguments -> the deepest stride
-CASES = {
-    "stpm-resnet18": (16, "stpm", "resnet18", {}),
-    "stpm-resnet18-paper": (
-        8,
-        "stpm",
-        "resnet18",
-        {"layers": ["stem", "layer2"], "variant": "paper", "combine": "sum"},
-    ),
-    "stpm-resnet34": (8, "stpm", "resnet34", {"layers": ["layer1", "layer2"], "image_size": (48, 64)}),
-    "stpm-resnet50": (8, "stpm", "resnet50", {"layers": ["layer1", "layer2"], "combine": "mean"}),
-    "stpm-wide_resnet50_2": (4, "stpm", "wide_resnet50_2", {"layers": ["layer1"]}),
-    "stpm-vgg16": (8, "stpm", "vgg16", {"layers": ["pool2", "pool3"]}),
-    "stpm-efficientnet_lite0": (16, "stpm", "efficientnet_lite0", {}),
+# the deepest stride, the method and its arguments
+CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "resnet18": (16, "stpm", {}),
+    "resnet18-paper": (8, "stpm", {"layers": ["stem", "layer2"], "variant": "paper", "combine": "sum"}),
+    "resnet34": (8, "stpm", {"backbone": "resnet34", "layers": ["layer1", "layer2"], "image_size": (48, 64)}),
+    "resnet50": (8, "stpm", {"backbone": "resnet50", "layers": ["layer1", "layer2"], "combine": "mean"}),
+    "wide_resnet50_2": (4, "stpm", {"backbone": "wide_resnet50_2", "layers": ["layer1"]}),
+    "vgg16": (8, "stpm", {"backbone": "vgg16", "layers": ["pool2", "pool3"]}),
+    "efficientnet_lite0": (16, "stpm", {"backbone": "efficientnet_lite0"}),
+    "et-stpm": (8, "et-stpm", {"layers": ["layer2"]}),
+    "rstpm": (32, "rstpm", {"backbone2": "resnet18", "decoder_blocks": 1}),
 }
-SMALL = "stpm-resnet34"  # the shortest reach: what is not about networks is tested on it
+SMALL = "resnet34"  # the shortest reach: what is not about networks is tested on it
 
 
 @functools.cache
 def detector(case: str) -> Detector:
     """Not trained, but no two channels alike, and student unlike teacher."""
-    _, method, backbone, arguments = CASES[case]
-    made = create(method, backbone=backbone, weights=None, device="cpu", **arguments)
+    _, method, arguments = CASES[case]
+    return untrained(create(method, weights=None, device="cpu", **arguments))
+
+
+def untrained(made: Detector) -> Detector:
+    """Not trained, but no two channels alike, and student unlike teacher."""
     graph = ScoringGraph(*made._build(pretrained=False))
     generator = torch.Generator().manual_seed(3)
     for name, tensor in graph.state_dict().items():
@@ -99,13 +101,13 @@ def assert_equal(maps: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_stream_is_the_whole_strip(case: str) -> None:
     unit = CASES[case][0]
-    image = strip(9 * unit + 5, 3 * unit + 3)
+    image = strip(5 * unit + 5, 2 * unit + 3)
     found = streamer(case, image.shape[3])
     assert found.unit == unit
     assert_equal(torch.cat(stream(found, image, [37, 1, 0, 64]), dim=2), whole(case, image))
 
 
-@pytest.mark.parametrize("case", [SMALL, "stpm-resnet18-paper", "stpm-vgg16"])
+@pytest.mark.parametrize("case", [SMALL, "resnet18-paper", "vgg16"])
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     height=st.integers(1, 150),
@@ -116,6 +118,16 @@ def test_a_stream_is_the_whole_strip(case: str) -> None:
 def test_any_size_in_any_pushes(case: str, height: int, width: int, pushes: list[int], seed: int) -> None:
     image = strip(height, width, seed=seed)
     assert_equal(torch.cat(stream(streamer(case, width), image, pushes), dim=2), whole(case, image))
+
+
+def test_without_compiled_kernels_the_recorded_references_are_streamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stadfast.ops._library.has_kernel", lambda device: False)
+    for case in ("resnet18-paper", "vgg16"):
+        image = strip(45, 21)
+        maps = torch.cat(stream(RowStreamer(detector(case), 21), image, [9]), dim=2)
+        assert_equal(maps, whole(case, image))
 
 
 def test_steps_of_a_fixed_size_give_the_same() -> None:
@@ -146,7 +158,7 @@ def test_the_state_does_not_grow() -> None:
     assert rows + found.finish().shape[2] == 791
 
 
-@pytest.mark.parametrize(("case", "rows_per_push"), [(SMALL, None), (SMALL, 40), ("stpm-resnet18", None)])
+@pytest.mark.parametrize(("case", "rows_per_push"), [(SMALL, None), (SMALL, 40), ("resnet18", None)])
 def test_the_stated_delay_is_true_and_reached(case: str, rows_per_push: int | None) -> None:
     """Row r of the map comes with the push of row r + delay_rows at the latest, and for some r not before."""
     found = streamer(case, 16, rows_per_push)
@@ -305,7 +317,7 @@ def test_large_images_in_memory_bounded_by_the_width(height: int, width: int) ->
     import resource
 
     image = torch.randint(0, 256, (1, 3, 1000, width), dtype=torch.uint8).repeat(1, 1, height // 1000, 1)
-    case = "stpm-wide_resnet50_2" if height < 10000 else SMALL
+    case = "wide_resnet50_2" if height < 10000 else SMALL
     native_maps(detector(case), image[:, :, :500])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     maps = native_maps(detector(case), image)
@@ -395,12 +407,21 @@ def test_a_strip_keeps_its_cameras_and_dtype() -> None:
 
 
 def test_a_global_term_is_named_and_tiles_are_offered() -> None:
-    made = sf.STPM(weights=None, layers=["layer1"], background_quantile=0.5, device="cpu")
-    made._adopt(ScoringGraph(*made._build(pretrained=False)))
-    with pytest.raises(UsageError, match=r"background_quantile: .*TiledStreamer"):
-        RowStreamer(made, 32)
-    image = strip(100, 32)
-    assert sum(m.shape[2] for m in stream(TiledStreamer(made, 32, 32, 32), image, [32])) == 100
+    quantile = sf.STPM(weights=None, layers=["layer1"], background_quantile=0.5, device="cpu")
+    for made, term in (
+        (quantile, "background_quantile"),
+        (create("mkd", weights=None, device="cpu"), "gradient of a"),
+    ):
+        with pytest.raises(UsageError, match=rf"depend on .*{term}.*TiledStreamer"):
+            RowStreamer(untrained(made), 32)
+        image = strip(75, 32)
+        tiles = TiledStreamer(made, 32, 32, 32)
+        maps = torch.cat(stream(tiles, image, [20]), dim=2)
+        assert maps.shape == (1, 1, 75, 32)
+        first = native_maps(made, image[:, :, :64], depth_first=False)[
+            :, :, :32
+        ]  # a tile is an image of its own
+        assert_equal(maps[:, :, :32] / first.max(), first / first.max())
 
 
 def test_a_layer_that_is_not_local_is_named() -> None:
@@ -418,5 +439,5 @@ def test_a_layer_that_is_not_local_is_named() -> None:
     made = copy.copy(detector(SMALL))
     made.graph_ = copy.copy(made.graph_)
     made.graph_._modules = {**made.graph_._modules, "network": Global()}
-    with pytest.raises(UsageError, match="mean, which does not work row by row"):
+    with pytest.raises(UsageError, match="mean is not known to work row by row"):
         RowStreamer(made, 16)
