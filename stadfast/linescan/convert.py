@@ -14,25 +14,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import UsageError
-from .layers import (
-    Activation,
-    Bilinear,
-    Convolution,
-    Distance,
-    Layer,
-    MaxPool,
-    Pointwise,
-    Rows,
-    TransposedConvolution,
-    combination,
-    interpolation,
-)  # fmt: skip
-from .native import native_network
+from .layers import Bilinear, Distance, Layer, Pointwise, Rows, combination, interpolation
 from .network import Link, StripNetwork
-
-Node = Any  # of torch.fx, whose types of arguments are a union of everything
-
-_EXAMPLE = 256  # rows and columns; a multiple of every stride
+from .recording import (
+    EXAMPLE,
+    Node,
+    first_result,
+    functional,
+    height,
+    keeps_rows,
+    only_user,
+    operator_name,
+    record,
+)
+from .sliding import Activation, Convolution, MaxPool, TransposedConvolution
 
 _SAME = {
     "alias",
@@ -70,20 +65,7 @@ def convert(network: nn.Module, downscale: int = 1) -> StripNetwork:
             f"detector: its maps cannot be streamed exactly, because they depend on {term}, which is not known before "
             "the strip ends; use TiledStreamer, whose overlapped tiles each have their own"
         )
-    return _Converter(_record(network, downscale)).network()
-
-
-def _record(network: nn.Module, downscale: int) -> fx.GraphModule:
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    size = _EXAMPLE * downscale
-    example = torch.zeros(1, 3, _EXAMPLE, _EXAMPLE)
-    device = next(network.parameters()).device
-    with torch.no_grad():
-        trace = make_fx(
-            native_network(network, (size, size)), tracing_mode="fake", _allow_non_fake_inputs=True
-        )
-        return trace(example.to(device))
+    return _Converter(record(network, downscale)).network()
 
 
 class _Converter:
@@ -114,7 +96,7 @@ class _Converter:
 
     def operator(self, node: Node) -> Any:
         """The rows of a recorded operator: their number, or a list of numbers."""
-        name = _name(node)
+        name = operator_name(node)
         if name == "getitem":
             return self.values[node.args[0]][node.args[1]]
         if name in _SAME:
@@ -122,7 +104,7 @@ class _Converter:
         handler: Callable[[Node], Any] | None = getattr(self, f"_{name.lstrip('_')}", None)
         if name in _BATCH_NORMS:
             handler = self._batch_norm
-        elif name in _POINTWISE or (name in _OVER_CHANNELS and _keeps_rows(node)):
+        elif name in _POINTWISE or (name in _OVER_CHANNELS and keeps_rows(node)):
             handler = self._pointwise
         if handler is None:
             raise UsageError(f"detector: its maps cannot be streamed: {name} is not known to work row by row")
@@ -143,21 +125,14 @@ class _Converter:
         norm = self._norm_behind(node, foldable=not transposed or groups == 1)
         if norm is not None:
             weight, bias = self._fold(norm, weight, bias, 1 if transposed else 0)
-        last, activation = self._activation(node if norm is None else _first_result(norm))
+        last, activation = self._activation(node if norm is None else first_result(norm))
         source, padding = self._padding(source, padding)
         rows = self.rows[source]
         layer: Layer
         if transposed:
+            around = padding[2], padding[0]
             layer = TransposedConvolution(
-                rows,
-                weight,
-                bias,
-                stride,
-                dilation,
-                groups,
-                (padding[2], padding[0]),
-                output_padding,
-                activation,
+                rows, weight, bias, stride, dilation, groups, around, output_padding, activation
             )
         else:
             layer = Convolution(rows, weight, bias, stride, dilation, groups, padding, activation)
@@ -169,7 +144,7 @@ class _Converter:
 
     def _max_pool2d_with_indices(self, node: Node) -> list[int]:
         defaults: list[Any] = [None, None, [], [0, 0], [1, 1], False]
-        source, kernel, stride, padding, dilation, _ = [*node.args, *defaults[len(node.args) :]]
+        source, kernel, stride, padding, dilation, _ = list(node.args) + defaults[len(node.args) :]
         source = self.values[source]
         return self.add(MaxPool(self.rows[source], kernel, stride or kernel, dilation, padding), source)
 
@@ -184,7 +159,7 @@ class _Converter:
         return self.add(Pointwise([self.rows[source]], normalise), source)
 
     def _pointwise(self, node: Node) -> int:
-        function = _functional(node)
+        function = functional(node)
         streams = [argument for argument in node.args if isinstance(argument, fx.Node)]
         constants = [isinstance(self.values[stream], Tensor) for stream in streams]
         sources = [self.values[s] for s, constant in zip(streams, constants, strict=True) if not constant]
@@ -192,15 +167,21 @@ class _Converter:
         places = [
             i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and not isinstance(fixed[i], Tensor)
         ]
-        widen = _name(node) == "linalg_vector_norm"  # a half-precision sum of squares has no three digits
+        widen = (
+            operator_name(node) == "linalg_vector_norm"
+        )  # a half-precision sum of squares has no three digits
+
+        last, activation = self._activation(node)
 
         def apply(*inputs: Tensor) -> Tensor:
             arguments = [a.to(inputs[0].device) if isinstance(a, Tensor) else a for a in fixed]
             for place, x in zip(places, inputs, strict=True):
                 arguments[place] = x.float() if widen and x.dtype != torch.float64 else x
-            return function(*arguments, **node.kwargs)
+            result = function(*arguments, **node.kwargs)
+            return result if activation is None else activation.function(result)
 
-        return self._joined(sources, apply)
+        self.values[last] = self._joined(sources, apply)
+        return self.values[last]
 
     def _cat(self, node: Node) -> int:
         tensors, dim = (*node.args, 0)[:2]
@@ -216,14 +197,14 @@ class _Converter:
 
     def _constant_pad_nd(self, node: Node) -> None:
         """The convolutions behind take it over."""
-        if any(_name(user) != "convolution" or user.args[6] for user in node.users):
+        if any(operator_name(user) != "convolution" or user.args[6] for user in node.users):
             raise UsageError("detector: its maps cannot be streamed: padding that no convolution follows")
 
     def _upsample_bilinear2d(self, node: Node) -> int:
         source, _, align_corners = node.args[:3]
         if align_corners:
             raise UsageError("detector: its maps cannot be streamed: interpolation with align_corners")
-        rate = self.rows[self.values[source]].rate * Fraction(_height(node), _height(source))
+        rate = self.rows[self.values[source]].rate * Fraction(height(node), height(source))
         return self._upsampled([self.values[source]], rate, rate, interpolation)
 
     def _pyramid_distance(self, node: Node) -> list[int]:
@@ -246,7 +227,7 @@ class _Converter:
     def _combination(
         self, maps: list[int], groups: Any, weights: Any, grid: Any, size: Any, combine: str
     ) -> int:
-        rates = [Fraction(int(n[0]), _EXAMPLE) for n in (grid, size)]
+        rates = [Fraction(int(n[0]), EXAMPLE) for n in (grid, size)]
         return self._upsampled(maps, rates[0], rates[1], combination(groups, weights, combine))
 
     def _upsampled(
@@ -254,16 +235,10 @@ class _Converter:
     ) -> int:
         rows = [self.rows[m] for m in maps]
         coarse = max(1 / r.rate for r in rows)
-        factors = [
-            rate / grid,
-            *(grid / r.rate for r in rows),
-            *(coarse * r.rate for r in rows),
-            coarse * grid,
-        ]
+        factors = [rate / grid, coarse * grid]
+        factors += [factor for r in rows for factor in (grid / r.rate, coarse * r.rate)]
         if any(r.extra for r in rows) or any(factor.denominator > 1 for factor in factors):
-            raise UsageError(
-                "detector: its maps cannot be streamed: interpolation that no whole factor describes"
-            )
+            raise UsageError("detector: its maps cannot be streamed: it interpolates by no whole factor")
         return self.add(Bilinear(rows, grid, rate, resize), *maps)[0]
 
     # ---------------------------------------------------------------- what belongs to a convolution
@@ -271,15 +246,15 @@ class _Converter:
     def _padding(self, source: Node, padding: list[int]) -> tuple[int, tuple[int, int, int, int]]:
         """The convolution's source and padding, with that of a padding operator before it."""
         rows, columns = padding
-        if source.op == "call_function" and _name(source) == "constant_pad_nd":
+        if source.op == "call_function" and operator_name(source) == "constant_pad_nd":
             inner, (left, right, top, bottom), *value = source.args
             if value in ([], [0], [0.0]):
                 return self.values[inner], (left + columns, right + columns, top + rows, bottom + rows)
         return self.values[source], (columns, columns, rows, rows)
 
     def _norm_behind(self, node: Node, foldable: bool) -> Node | None:
-        norm = _only_user(node)
-        return norm if foldable and norm is not None and _name(norm) in _BATCH_NORMS else None
+        norm = only_user(node)
+        return norm if foldable and norm is not None and operator_name(norm) in _BATCH_NORMS else None
 
     def _fold(self, norm: Node, weight: Tensor, bias: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
         """The weights with those of the batch norm behind; ``dim`` is the weights' of the output channels."""
@@ -298,40 +273,9 @@ class _Converter:
         return scale, shift if offset is None else shift + offset.double()
 
     def _activation(self, node: Node) -> tuple[Node, Activation | None]:
-        user = _only_user(node)
-        if user is None or _name(user) not in _ACTIVATIONS or user.kwargs:
+        user = only_user(node)
+        if user is None or operator_name(user) not in _ACTIVATIONS or user.kwargs:
             return node, None
-        function, (name, defaults) = user.target, _ACTIVATIONS[_name(user)]
+        function, (name, defaults) = user.target, _ACTIVATIONS[operator_name(user)]
         numbers = (*user.args[1:], *defaults[len(user.args) - 1 :])
         return user, Activation(lambda x: function(x, *numbers), name, numbers)
-
-
-def _name(node: Node) -> str:
-    """``relu`` for aten.relu_.default."""
-    target: Any = node.target
-    return getattr(target, "_opname", target.__name__).removesuffix("_")
-
-
-def _functional(node: Node) -> Callable[..., Tensor]:
-    """The operator that does not write into its argument."""
-    target: Any = node.target
-    return getattr(getattr(torch.ops.aten, _name(node)), target._overloadname)
-
-
-def _first_result(node: Node) -> Node:
-    return next(user for user in node.users if user.args[1] == 0)
-
-
-def _only_user(node: Node) -> Node | None:
-    users = [user for user in node.users if user.users or user.op == "output"]
-    return users[0] if len(users) == 1 else None
-
-
-def _keeps_rows(node: Node) -> bool:
-    """Whether a reduction goes along the channels alone."""
-    dims = next((a for a in node.args[1:] if isinstance(a, (list, tuple))), None)
-    return dims is not None and list(dims) in ([1], [-3]) and True in node.args
-
-
-def _height(node: Any) -> int:
-    return int(node.meta["val"].shape[2])

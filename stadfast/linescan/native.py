@@ -29,8 +29,9 @@ def native_network(network: nn.Module, size: tuple[int, int]) -> nn.Module:
     Raises:
         UsageError: its maps have no size of their own to change.
     """
-    if hasattr(network, "at_size"):
-        return network.at_size(size)
+    at_size: Any = getattr(network, "at_size", None)
+    if at_size is not None:
+        return at_size(size)
     if not hasattr(network, "size"):
         raise UsageError(
             f"detector: {type(network).__name__} cannot run at native scale: its maps' size is fixed"
