@@ -247,7 +247,7 @@ def steady() -> tuple[RowStreamer, Tensor, Tensor]:
     image = strip(256, 21)
     found.reset()
     found.push(image[:, :, :208])
-    before = [t.clone() for t in found.state]
+    before = tuple(t.clone() for t in found.state)
     expected = found.push(image[:, :, 208:])
     found._state = before
     return found, image[:, :, 208:], expected
