@@ -28,10 +28,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "metrics": ({"ops"}, {"torch", "numpy", "scipy", "torchmetrics", "PIL"}),
     "methods": ({"ops", "backbones", "data", "metrics"}, {"torch", "numpy", "safetensors"}),
     "runtime": ({"methods", "ops", "data"}, {"torch", "numpy", "onnx", "onnxscript", "openvino"}),
+    "integrations": ({"runtime", "ops"}, {"torch", "anomalib", "timm"}),
     "linescan": ({"runtime", "methods", "ops"}, {"torch", "numpy"}),
     "report": ({"metrics", "data"}, {"torch", "numpy", "PIL", "jinja2", "matplotlib"}),
-    "cli": ({"ops", "backbones", "data", "metrics", "methods", "runtime", "linescan", "report"},
-            {"torch", "numpy", "typer", "click", "rich", "PIL"}),
+    "cli": ({"ops", "backbones", "data", "metrics", "methods", "runtime", "linescan", "report", "integrations"},
+            {"torch", "numpy", "typer", "click", "rich", "PIL", "matplotlib"}),
     "__main__": ({"cli"}, set()),
 }  # fmt: skip
 

@@ -186,6 +186,35 @@ def export(
     )  # fmt: skip
 
 
+def bench(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved detector or an archive.")],
+    images: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Images to score, also with decoding; else noise.")
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes.")] = "1,8",
+    against: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Peers: eager, compile, openvino, anomalib.")
+    ] = "",
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Of the networks.")] = "auto",
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch and of the peers.")] = None,
+    rounds: Annotated[int, typer.Option(min=5, help="Samples per contender and batch size.")] = 60,
+    json: Json = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Images per second, as a plot.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure latency and throughput, alone or beside peers on the same weights, in turn."""
+    from .bench import bench as run
+    from .bench import parse_batches
+
+    run(
+        model, images=images, batches=parse_batches(batch), against=[n for n in against.split(",") if n],
+        precision=precision, device=device, threads=threads, rounds=rounds, json=json, plot=plot,
+    )  # fmt: skip
+
+
 def info(
     model: Annotated[
         Path | None, typer.Argument(metavar="[MODEL]", help="A saved detector; else this machine.")
@@ -210,5 +239,5 @@ def demo(
 
 
 app.command()(guarded(fit, after_interrupt="the same command with --resume continues"))
-for _command in (score, evaluate, export, info, demo):
+for _command in (score, evaluate, export, bench, info, demo):
     app.command()(guarded(_command))

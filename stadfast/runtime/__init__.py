@@ -5,6 +5,6 @@ Importing costs little more than importing torch, and loads neither methods nor 
 
 from .archive import read_metadata
 from .export import export
-from .scorer import Agreement, Scorer, compare
+from .scorer import Agreement, Scorer, compare, optimise
 
-__all__ = ["Agreement", "Scorer", "compare", "export", "read_metadata"]
+__all__ = ["Agreement", "Scorer", "compare", "export", "optimise", "read_metadata"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..errors import DataError, UsageError
@@ -95,7 +95,8 @@ class Scorer:
             self._engine, self.path = compile_model(Path(str(source)), self.precision, threads), "openvino"
         else:
             with _running(self.deterministic):
-                self._engine, self.path = self._optimise(module)
+                example = example_images(self.image_size, self._fixed or self.image_size).to(self.device)
+                self._engine, self.path = optimise_recorded(module, example[:1], self.precision, batch_size)
         if warm_up:
             self(torch.zeros(1, 3, *(self._fixed or self.image_size), dtype=torch.uint8))
 
@@ -137,29 +138,45 @@ class Scorer:
         height, width = self.image_size
         return f"Scorer({self.method}, {height} x {width}, {self.precision} on {self.device}, {self.path})"
 
-    # ---------------------------------------------------------------- making it fast
 
-    def _optimise(self, module: torch.jit.ScriptModule) -> tuple[Engine, str]:
-        """The fastest engine that gives the archive's results; the archive itself where the graph is unusual."""
-        example = torch.rand(
-            1, 3, *(self._fixed or self.image_size), generator=torch.Generator().manual_seed(0)
-        ).to(self.device)
-        try:
-            graph = lower(module, self.device)
-        except UnsupportedGraphError as error:
-            logger.warning("the archive runs as it is, more slowly: %s", error)
-            return module.to(self.device), "plain"
-        propagate(graph, example)
-        narrow(graph, DTYPES[self.precision])
-        propagate(graph, example)
-        if self.device.type == "cuda":
-            from .cuda import CudaGraphs
+def optimise_recorded(
+    module: torch.jit.ScriptModule, example: Tensor, precision: str, batch_size: int
+) -> tuple[Engine, str]:
+    """The fastest engine for a recorded graph, and how it runs; the graph itself where that is unusual."""
+    device = example.device
+    try:
+        graph = lower(module, device)
+    except UnsupportedGraphError as error:
+        logger.warning("the graph runs as it is, more slowly: %s", error)
+        return module.to(device), "plain"
+    propagate(graph, example)
+    narrow(graph, DTYPES[precision])
+    propagate(graph, example)
+    if device.type == "cuda":
+        from .cuda import CudaGraphs
 
-            return CudaGraphs(graph, self.batch_size), "cuda graph"
-        if self.precision != "fp32":
-            join(graph)
-        path = "fused" if fuse(graph) else "plain"
-        return graph if keep_freed_memory() else one_by_one(graph), path
+        return CudaGraphs(graph, batch_size), "cuda graph"
+    if precision != "fp32":
+        join(graph)
+    path = "fused" if fuse(graph) else "plain"
+    return graph if keep_freed_memory() else one_by_one(graph), path
+
+
+def optimise(module: nn.Module, example: Tensor, precision: str = "auto") -> tuple[Engine, str, str]:
+    """Any module from images to a tuple of tensors, rewritten for this CPU as a :class:`Scorer` would.
+
+    Args:
+        module: in evaluation mode, on the CPU.
+        example: images (2, 3, H, W) as they will come.
+        precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+
+    Returns:
+        the function, how it runs, and its precision.
+    """
+    chosen = _choose(precision, "fp32", torch.device("cpu"))
+    with torch.inference_mode():
+        engine, path = optimise_recorded(record(module, example), example, chosen, len(example))
+    return engine, path, chosen
 
 
 def one_by_one(engine: Engine) -> Engine:

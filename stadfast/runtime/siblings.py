@@ -117,9 +117,8 @@ class _Joining:
             self.saved += len(siblings) - 1
         else:
             with graph.inserting_before(node):
-                joint = graph.call_function(
-                    node.target, fx.map_arg(node.args, joined.__getitem__), node.kwargs
-                )
+                target: Any = node.target
+                joint = graph.call_function(target, fx.map_arg(node.args, joined.__getitem__), node.kwargs)
         batch, channels, *rest = node.meta["shape"]
         joint.meta.update(node.meta, shape=(batch, channels * len(siblings), *rest))
         self.groups[node] = (siblings, joint)

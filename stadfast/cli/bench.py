@@ -1,0 +1,197 @@
+"""``stadfast bench``: how long an image takes, here, now, and beside others."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import Detector, __version__, load
+from .._files import atomic_write
+from ..data import list_images, read_image
+from ..errors import UsageError
+from ..runtime import Scorer, export
+from ..runtime.bench import Contender, machine, measure
+from ._guard import printable
+from ._output import write_json
+
+PEERS = ("eager", "compile", "openvino", "anomalib")
+
+
+def bench(
+    model: Path, *, images: Path | None, batches: Sequence[int], against: Sequence[str], precision: str, device: str,
+    threads: int | None, rounds: int, json: str | None, plot: Path | None,
+) -> None:  # fmt: skip
+    """Measure, print the table, and write what is asked for."""
+    unknown = [name for name in against if name not in PEERS]
+    if unknown:
+        raise UsageError(f"--against: expected some of {', '.join(PEERS)}, got {', '.join(unknown)}")
+    started = time.perf_counter()
+    scorer = Scorer(model, device=device, precision=precision, batch_size=max(batches), threads=threads)
+    ready = time.perf_counter() - started
+    paths = list_images(images)[: max(batches)] if images is not None else []
+    pictures = _pictures(paths, scorer)
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = _contenders(model, scorer, against, Path(folder))
+        cases = measure(contenders, pictures, batches, rounds, scorer.device)
+    if paths:
+        cases += _with_decoding(scorer, paths, batches, rounds)
+    if scorer.device.type == "cuda":
+        there = {"stadfast, images on the GPU": scorer}
+        cases += measure(there, pictures.to(scorer.device), batches, rounds, scorer.device)
+    height, width = pictures.shape[1:3]
+    result = {
+        "model": model.name, "method": scorer.method, "path": scorer.path, "precision": scorer.precision,
+        "network_size": scorer.image_size, "image_size": (height, width), "ready_s": round(ready, 3),
+        "stadfast": __version__, "machine": machine(scorer.device), "cases": cases,
+    }  # fmt: skip
+    if json != "-":
+        print(f"{printable(scorer)}, images {height} x {width}, ready after {ready:.2f} s")
+        _print(cases)
+    write_json(json, result)
+    if plot is not None:
+        _plot(plot, cases, str(scorer))
+
+
+def parse_batches(text: str) -> list[int]:
+    """``"1,8"``: batch sizes."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
+        raise UsageError(f"--batch: expected numbers from 1 on, such as 1,8; got {text!r}")
+    return [int(part) for part in parts]
+
+
+def _pictures(paths: Sequence[Path], scorer: Scorer) -> Tensor:
+    """(N, H, W, 3) uint8: the files at the first one's size, or noise at the network's."""
+    if not paths:
+        size = scorer.metadata["image_size"] or scorer.image_size
+        return torch.randint(
+            0, 256, (1, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+    found = [read_image(path).permute(1, 2, 0) for path in paths]
+    same = [image for image in found if image.shape == found[0].shape]
+    stacked = torch.stack(same)
+    return stacked if stacked.dtype == torch.uint8 else (stacked * 255).to(torch.uint8)
+
+
+def _with_decoding(
+    scorer: Scorer, paths: Sequence[Path], batches: Sequence[int], rounds: int
+) -> list[dict[str, Any]]:
+    """The same with the files read and decoded at every call."""
+    cases = []
+    for batch in batches:
+        chosen = [paths[i % len(paths)] for i in range(batch)]
+        whole: dict[str, Contender] = {"stadfast, with decoding": lambda _, chosen=chosen: scorer(chosen)}  # type: ignore[misc]
+        cases += measure(
+            whole, torch.zeros(batch, 1, 1, 3, dtype=torch.uint8), [batch], rounds, scorer.device
+        )
+    return cases
+
+
+def _contenders(model: Path, scorer: Scorer, against: Sequence[str], folder: Path) -> dict[str, Contender]:
+    contenders: dict[str, Contender] = {"stadfast": scorer}
+    if against:
+        if model.suffix != ".safetensors":
+            raise UsageError(
+                "--against needs the detector's bundle (.safetensors): the peers take its weights"
+            )
+        detector = load(model, device=str(scorer.device))
+        for name in against:
+            contenders[name] = _BUILDERS[name](detector, scorer, folder)
+    return contenders
+
+
+def _eager(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
+    """The detector's graph in PyTorch, float32 planar images as anybody would write it."""
+    device = scorer.device
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Any:
+        return detector.graph_(images.to(device).permute(0, 3, 1, 2).float() / 255)
+
+    return run
+
+
+def _compile(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
+    """torch.compile with freezing, in the scorer's precision."""
+    torch._inductor.config.freezing = True
+    mode = "max-autotune" if scorer.device.type == "cuda" else "default"
+    compiled = torch.compile(detector.graph_, mode=mode)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[scorer.precision]
+
+    @torch.no_grad()
+    def run(images: Tensor) -> Any:
+        planar = images.to(scorer.device).permute(0, 3, 1, 2).float() / 255
+        with torch.autocast(scorer.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return compiled(planar)
+
+    return run
+
+
+def _openvino(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
+    """The same graph and outputs in OpenVINO, in the scorer's precision, fed as it likes: float32, planar."""
+    from ..runtime.openvino import compile_model
+
+    path = export(detector, folder / "model.xml", "openvino", size=scorer.image_size)
+    run = compile_model(path, scorer.precision, torch.get_num_threads())
+    return lambda images: run(images.permute(0, 3, 1, 2).float() / 255)
+
+
+def _anomalib(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
+    """anomalib's TorchInferencer on its own Stfpm with the same weights, image by image as it works."""
+    from ..integrations.anomalib import torch_inferencer
+
+    if detector.method != "stpm":
+        raise UsageError(f"--against anomalib: it has no counterpart of {detector.method}")
+    inferencer = torch_inferencer(detector.graph_.network, detector.backbone, detector.graph_.preprocess.size)
+
+    @torch.no_grad()
+    def run(images: Tensor) -> Any:
+        return [inferencer.predict(image) for image in images.numpy()]
+
+    return run
+
+
+_BUILDERS: dict[str, Callable[[Detector, Scorer, Path], Contender]] = {
+    "eager": _eager, "compile": _compile, "openvino": _openvino, "anomalib": _anomalib,
+}  # fmt: skip
+
+
+def _print(cases: Sequence[dict[str, Any]]) -> None:
+    print(
+        f"{'batch':>5}  {'contender':<28} {'p50 ms':>9} {'p95 ms':>9} {'p99 ms':>9} {'images/s':>9}  times ours"
+    )
+    for case in cases:
+        for name, timing in case["timings"].items():
+            ratio = next((v for key, v in case["ratios"].items() if key.startswith(f"{name} / ")), None)
+            print(
+                f"{case['batch']:>5}  {name:<28} {timing['p50_ms']:>9.3f} {timing['p95_ms']:>9.3f} "
+                f"{timing['p99_ms']:>9.3f} {timing['images_per_s']:>9.1f}  "
+                + ("" if ratio is None else f"{ratio:.2f}")
+            )
+
+
+def _plot(path: Path, cases: Sequence[dict[str, Any]], title: str) -> None:
+    """Images per second over the batch size, one line a contender."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name in dict.fromkeys(name for case in cases for name in case["timings"]):
+        points = [(c["batch"], c["timings"][name]["images_per_s"]) for c in cases if name in c["timings"]]
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(xlabel="batch", ylabel="images per second", title=title, xscale="log", ylim=(0, None))
+    axes.legend()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=150)
+    pyplot.close(figure)
