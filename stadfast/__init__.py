@@ -26,7 +26,7 @@ _HOME = {
     "export": "runtime",
     "StadfastError": "errors",
 }
-_ROOMS = ("backbones", "data", "errors", "methods", "metrics", "ops", "report", "runtime")
+_ROOMS = ("backbones", "data", "errors", "linescan", "methods", "metrics", "ops", "report", "runtime")
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 
