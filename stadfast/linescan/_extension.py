@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import threading
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -14,13 +15,21 @@ from ..ops import _build, _library
 _ADVICE = "install a C++ compiler (such as: apt install g++), or on a machine with one: pip install . compiles ahead"
 
 
-@cache
+_lock = threading.Lock()
+
+
 def load() -> ModuleType:
     """The module ``stadfast._linescan``.
 
     Raises:
         ExtensionError: it is not there and cannot be compiled; says what is missing.
     """
+    with _lock:
+        return _load()
+
+
+@cache
+def _load() -> ModuleType:
     try:
         path = library()
         spec = importlib.util.spec_from_file_location(f"stadfast.{_build.LINESCAN}", path)

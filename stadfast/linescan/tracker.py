@@ -50,7 +50,7 @@ class DefectTracker:
 
     1. Components: 8-connected pixels above ``low``, as ``scipy.ndimage.label`` with a 3 x 3 structure finds them on
        the whole strip.
-    2. A component counts if any of its pixels is above ``high`` (hysteresis; Canny, 1986, section VII) and it has
+    2. A component counts if any of its pixels is above ``high`` (hysteresis, as Canny's of 1986) and it has
        ``min_area`` pixels.
     3. Components that count are one event if pixels of theirs lie at most ``merge_distance`` rows and at most
        ``merge_distance`` columns apart (neighbours are 1 apart, so that 0 and 1 merge nothing).
