@@ -195,7 +195,8 @@ void Ring::publish(int64_t lines) {
   head_ += lines;
   unread_count_ += lines;
   pushed_ += lines;
-  if (wanted_ > 0 && (unread_.front().count >= wanted_ || unread_.size() > 1 || overruns_ != overruns_before_))
+  if (wanted_ > 0 &&
+      (unread_.front().count >= wanted_ || unread_.size() > 1 || full() || overruns_ != overruns_before_))
     lines_came_.notify_one();
 }
 
@@ -219,7 +220,8 @@ Ring::Taken Ring::take(int64_t lines, Nanoseconds timeout, Segment* view, Interr
     if (closed_) return !pushing_;  // what is being pushed still comes
     if (lent_count_ == capacity_) return true;
     if (unread_.empty() || reserved_ > 0) return !unread_.empty() && unread_.front().count >= lines;
-    return unread_.front().count >= lines || unread_.size() > 1 || producer_waits_ || overruns_ != overruns_before_;
+    return unread_.front().count >= lines || unread_.size() > 1 || full() || producer_waits_ ||
+           overruns_ != overruns_before_;
   });
   wanted_ = 0;
   taking_ = false;

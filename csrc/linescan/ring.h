@@ -80,6 +80,7 @@ class Ring {
 
   int64_t room();  // slots that can be written side by side at head_, which may move on
   int64_t reserve(int64_t lines, Lock& lock, Wait& wait);  // > 0 slots at head_, or 0: the rest is lost
+  bool full() const { return unread_count_ + lent_count_ == capacity_; }
   void drop_oldest(int64_t lines);
   void store(int64_t slot, int64_t lines, const uint8_t* pixels, int64_t pitch);
   void publish(int64_t lines);
