@@ -18,6 +18,7 @@ _HOME = {
     "StereotypeDeepening": "methods",
     "PeerEnsemble": "methods",
     "Detector": "methods",
+    "FeatureImitation": "methods",
     "Prediction": "methods",
     "load": "methods",
     "Folder": "data",

@@ -215,6 +215,30 @@ def bench(
     )  # fmt: skip
 
 
+def prune(
+    model: Model,
+    data: Annotated[
+        Path,
+        typer.Option(metavar="DATA", help="A category in MVTec's layout, with masks, to search weights on."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="File to write.")],
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Modules to keep; default all: only weigh them.")
+    ] = None,
+    objective: Annotated[str, typer.Option(metavar="ce|rank", help="Of the weights' search.")] = "ce",
+    fraction: Annotated[
+        float, typer.Option(help="Share of each kind of defect to search on; evaluate leaves these out.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the choice of these images.")] = 0,
+    device: Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Weigh the modules of an msfi detector on a few labelled images, and remove the least useful ones."""
+    from .prune import prune as run
+
+    run(model, data, output, keep=keep, objective=objective, fraction=fraction, seed=seed, device=device)
+
+
 def info(
     model: Annotated[
         Path | None, typer.Argument(metavar="[MODEL]", help="A saved detector; else this machine.")
@@ -239,5 +263,5 @@ def demo(
 
 
 app.command()(guarded(fit, after_interrupt="the same command with --resume continues"))
-for _command in (score, evaluate, export, bench, info, demo):
+for _command in (score, evaluate, prune, export, bench, info, demo):
     app.command()(guarded(_command))

@@ -64,7 +64,7 @@ def evaluate_maps(maps: Path, masks: Path, *, resize: str | None, streaming: boo
 def evaluate_detector(
     detector: Detector, samples: Sequence[Sample], *, batch_size: int = 16, skip_broken: bool = False
 ) -> tuple[dict[str, Any], list[Record]]:
-    """The figures of a detector on labelled images, and the images behind them.
+    """The figures of a detector on labelled images that it was not made with, and the images behind them.
 
     Masks are brought to the maps' size as the share of defective area of each pixel, cut at one half.
 
@@ -73,10 +73,15 @@ def evaluate_detector(
         decisions ``at_threshold``.
         Files left out are in ``detector.broken_``.
     """
-    by_path = {sample.image: sample for sample in samples}
+    unseen = [sample for sample in samples if not detector.saw(sample.image)]
+    if not unseen:
+        raise DataError(
+            f"all {len(samples)} images were used to make the detector: there is nothing to evaluate"
+        )
+    by_path = {sample.image: sample for sample in unseen}
     records: list[Record] = []
-    with progress("evaluating", len(samples)) as job:
-        for files, out in detector.stream(list(samples), batch_size=batch_size, skip_broken=skip_broken):
+    with progress("evaluating", len(unseen)) as job:
+        for files, out in detector.stream(unseen, batch_size=batch_size, skip_broken=skip_broken):
             for index, path in enumerate(files):
                 sample, plane = by_path[Path(str(path))], out.anomaly_map[index, 0]
                 mask = None if sample.mask is None else _resized(_mask_of(sample), plane.shape)
@@ -95,7 +100,9 @@ def evaluate_detector(
         "map_size": list(records[0].map.shape),
         "masks": "resized to the maps with antialiasing, cut at one half",
     }
-    figures["notes"] = [*detector.notes_, *figures["notes"]]
+    seen = len(samples) - len(unseen)
+    left_out = [f"left out {seen} images that were used to make the detector"] if seen else []
+    figures["notes"] = [*detector.notes_, *left_out, *figures["notes"]]
     figures["pixel_threshold"] = detector.pixel_threshold_
     return figures | _decisions(records, detector.threshold_), records
 

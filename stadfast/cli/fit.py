@@ -23,7 +23,7 @@ def fit(
     data: Path, method: str, output: Path, *, resume: bool, skip_broken: bool, arguments: dict[str, Any]
 ) -> None:
     """Train, calibrate and save. While it runs, ``OUTPUT.checkpoint`` holds what ``--resume`` needs."""
-    _check_output(output)
+    check_output(output)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     unfinished = checkpoint_files(checkpoint)
     if resume and output.exists() and not unfinished:
@@ -62,7 +62,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Find out before the training that the result can be written after it."""
     if output.is_dir():
         raise UsageError(

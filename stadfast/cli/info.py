@@ -64,7 +64,11 @@ def model_facts(model: Path) -> dict[str, Any]:
         **{name: value for name, value in arguments.items() if name not in leave_out},
         "threshold": header["threshold"],
         **({"notes": "; ".join(header["notes"])} if header["notes"] else {}),
-        **{name: header[name] for name in ("calibration", "data", "training", "versions") if name in header},
+        **{
+            name: header[name]
+            for name in ("modules", "calibration", "data", "training", "versions")
+            if name in header
+        },
     }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .et_stpm import EnhancedTeacherSTPM
     from .graph import Prediction, ScoringGraph
     from .mkd import MultiresolutionKD
+    from .msfi import FeatureImitation
     from .peers import PeerEnsemble
     from .rstpm import ReconstructionSTPM
     from .stereotype import StereotypeDeepening
@@ -31,6 +32,7 @@ _CLASSES = {
     "MultiresolutionKD": "mkd",
     "ReconstructionSTPM": "rstpm",
     "StereotypeDeepening": "stereotype",
+    "FeatureImitation": "msfi",
 }  # of the methods: name -> module
 _HOME = {
     **_CLASSES,
@@ -47,6 +49,7 @@ __all__ = [
     "Detector",
     "EnhancedTeacherSTPM",
     "EpochRecord",
+    "FeatureImitation",
     "MultiresolutionKD",
     "PeerEnsemble",
     "Prediction",

@@ -28,7 +28,7 @@ logger = logging.getLogger("stadfast")
 BUNDLE_FORMAT = 1
 # May differ when a run is resumed.
 _RUN_ARGUMENTS = ("device", "deterministic", "cache_gb", "epochs", "decoder_epochs", "patience")
-_MINIMUM_SIZE = 32
+MINIMUM_SIZE = 32
 
 
 class Detector:
@@ -399,12 +399,12 @@ class Detector:
         if not 0 <= self._held_out_fraction() < 1:
             raise UsageError(f"validation_fraction: expected 0 to below 1, got {self.validation_fraction!r}")
         try:
-            small = min(self._size) < _MINIMUM_SIZE
+            small = min(self._size) < MINIMUM_SIZE
         except (TypeError, ValueError, IndexError):
             raise UsageError(f"image_size: expected a number or (H, W), got {self.image_size!r}") from None
         if small:
             raise UsageError(
-                f"image_size: expected at least {_MINIMUM_SIZE} x {_MINIMUM_SIZE}, got {self.image_size!r}"
+                f"image_size: expected at least {MINIMUM_SIZE} x {MINIMUM_SIZE}, got {self.image_size!r}"
             )
 
 

@@ -177,7 +177,7 @@ class EnhancedTeacherSTPM(Detector):
             history = self._finetune(graph, found, precision, options, skip_broken)
             broken = self.broken_
         stores = feature_stores(  # of the teacher as it is now
-            self, graph, network.teacher, train_images, held_out, precision, options, skip_broken
+            self, graph.preprocess, network.teacher, train_images, held_out, precision, options, skip_broken
         )
         self.broken_ = [*broken, *self.broken_]
         return history + train(_Imitation(self, network, *stores, precision), options.phase("student"))

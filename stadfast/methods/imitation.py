@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .features import FeatureStore
-from .graph import ScoringGraph
+from .graph import Preprocess
 from .hardware import Precision
 from .sources import Images
 from .training import TrainingOptions
@@ -85,8 +86,8 @@ class Imitation:
 
 
 def feature_stores(
-    detector: Detector, graph: ScoringGraph, teacher: nn.Module, train: Images, held_out: Images,
-    precision: Precision, options: TrainingOptions, skip_broken: bool,
+    detector: Detector, preprocess: Preprocess, teacher: Callable[[Tensor], list[Tensor]], train: Images,
+    held_out: Images, precision: Precision, options: TrainingOptions, skip_broken: bool,
 ) -> tuple[FeatureStore | None, FeatureStore | None]:  # fmt: skip
     """The teacher's features of the training and of the held-out images; None where there are no images.
 
@@ -94,7 +95,7 @@ def feature_stores(
     """
     stores = [
         FeatureStore(
-            images, graph.preprocess, teacher, precision=precision, device=graph.threshold.device,
+            images, preprocess, teacher, precision=precision, device=preprocess.mean.device,
             budget_gb=detector.cache_gb, batch_size=detector.batch_size, skip_broken=skip_broken,
             show_progress=options.show_progress,
         ) if images else None

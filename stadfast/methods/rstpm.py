@@ -154,7 +154,7 @@ class ReconstructionSTPM(Detector):
                 f"{BOTTLENECK} of {self.backbone}, which the decoder starts from, is random: its weights file has none"
             )
         stores = feature_stores(
-            self, graph, network.teachers, train_images, held_out, precision, options, skip_broken
+            self, graph.preprocess, network.teachers, train_images, held_out, precision, options, skip_broken
         )
         imitator = _Imitator(self, network.imitator, *stores, precision, self.weight_decay)
         history = train(imitator, options.phase("imitator"))

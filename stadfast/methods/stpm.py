@@ -130,7 +130,7 @@ class STPM(Detector):
     ) -> list[EpochRecord]:  # fmt: skip
         network: StudentTeacher = graph.network  # type: ignore[assignment]
         stores = feature_stores(
-            self, graph, network.teacher, train_images, held_out, precision, options, skip_broken
+            self, graph.preprocess, network.teacher, train_images, held_out, precision, options, skip_broken
         )
         return train(_Imitation(self, network, *stores, precision), options)
 
@@ -171,7 +171,9 @@ class StudentTeacher(nn.Module):
     @property
     def global_term(self) -> str | None:
         """What of the whole image each pixel of a map depends on."""
-        return None if self.background_quantile is None else "a quantile of the whole map (background_quantile)"
+        return (
+            None if self.background_quantile is None else "a quantile of the whole map (background_quantile)"
+        )
 
     def maps(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """The levels' distances combined and upsampled to ``size``."""
