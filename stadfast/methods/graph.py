@@ -68,7 +68,7 @@ class PyramidPreprocess(Preprocess):
 
     def resize(self, images: Tensor) -> Tensor:
         """(B, P, 3): the pixels of all sizes, one after the other, so that images of any size make one batch."""
-        return torch.cat([resized(images, size).flatten(2) for size in self.sizes], dim=2).transpose(1, 2)
+        return torch.cat([resized(images, size).flatten(2) for size in self.sizes], dim=2).mT.contiguous()
 
     def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]
         inputs = self._unpack(images) if images.dim() == 3 else [resized(images, size) for size in self.sizes]

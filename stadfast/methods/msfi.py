@@ -240,7 +240,8 @@ class FeatureImitation(Detector):
         same = images and fingerprint(images) == self.metadata_["data"]["fingerprint"]
         held_out = self._split(images)[1] if same else []
         if held_out:
-            quantile, target_fpr = map(self.calibration_.get, ("quantile", "target_fpr"))
+            rule: dict[str, Any] = dict(self.calibration_)
+            quantile, target_fpr = rule.get("quantile"), rule.get("target_fpr")
             self._calibrate(held_out, quantile, target_fpr, "held-out images", skip_broken=True)
             return
         logger.warning(
