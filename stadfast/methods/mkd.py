@@ -133,7 +133,7 @@ class MultiresolutionKD(Detector):
                 "each map is stretched to its own range: maps of different images differ in scale"
             )
         stores = feature_stores(
-            self, graph, network.source, train_images, held_out, precision, options, skip_broken
+            self, graph.preprocess, network.source, train_images, held_out, precision, options, skip_broken
         )
         return train(_Cloning(self, network, *stores, precision), options)
 
