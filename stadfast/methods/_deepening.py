@@ -17,7 +17,7 @@ from .features import FeatureStore
 from .hardware import Precision
 
 COMPACTNESS = ("pairs", "abs", "dims", "literal")
-_POSITIONS = 16  # of an image's rows and columns that one step of training looks at
+_POSITIONS = 8  # of an image's rows and columns that one step of training looks at
 _TINY, _SMALLEST = 1e-6, 1e-12  # deviations below count as so much: of the largest, and at all
 
 

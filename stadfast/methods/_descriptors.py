@@ -124,15 +124,17 @@ class PatchNetwork(nn.Module):
         """
         x, step, spread = images, 1, 1
         convs = iter(self.convs)
-        for layer in self.architecture.layers:
+        layers = self.architecture.layers
+        for layer, following in zip(layers, (*layers[1:], (0, 0)), strict=True):
             if layer is not None:
                 conv: nn.Conv2d = next(convs)  # type: ignore[assignment]
                 x = F.conv2d(x, conv.weight, conv.bias, dilation=spread)
-                x = F.leaky_relu(x, _SLOPE, inplace=True)
             elif step < stride:
                 x, step = F.max_pool2d(x, 2), step * 2
             else:
                 x, spread = F.max_pool2d(x, 2, stride=1, dilation=spread), spread * 2
+            if following is not None:  # the rising LeakyReLU and a maximum may change places: fewer pixels
+                x = F.leaky_relu(x, _SLOPE, inplace=True)
         return self.scalar(x)
 
     def forward(self, images: Tensor, stride: int) -> Tensor:
