@@ -21,6 +21,7 @@ from stadfast.methods.graph import Preprocess, PyramidPreprocess
 from stadfast.methods.hardware import Precision
 from stadfast.methods.imitation import feature_stores
 from stadfast.methods.training import TrainingOptions, train
+from stadfast.runtime import Scorer, export
 
 FP32 = Precision("fp32", "test")
 SCALES = [32, (64, 48)]
@@ -374,6 +375,18 @@ def test_the_traced_graph_is_the_graph(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
     scores = fitted.score(images[3:5])
     torch.testing.assert_close(traced(x[3:5])[0], scores, rtol=1e-4, atol=0)
+
+
+def test_the_exported_graph_shrinks_with_the_pruning(
+    fitted: sf.FeatureImitation, images: Tensor, tmp_path: Path
+) -> None:
+    sizes = []
+    for keep in (NAMES, ["layer1@32"]):
+        file = export(fitted.prune(keep), tmp_path / f"{len(keep)}.pt")
+        scores = Scorer(file, device="cpu", precision="fp32")(images[:3])
+        torch.testing.assert_close(scores.anomaly_map, fitted.maps(images[:3]), rtol=1e-3, atol=1e-6)
+        sizes.append(file.stat().st_size)
+    assert sizes[1] < 0.2 * sizes[0]
 
 
 def test_images_of_different_sizes_share_a_batch(fitted: sf.FeatureImitation, images: Tensor) -> None:
