@@ -225,7 +225,10 @@ def test_phases_lower_their_losses_and_leave_the_teachers_alone(
     fitted: sf.ReconstructionSTPM, weights: dict[str, Tensor]
 ) -> None:
     phases = {name: [r for r in fitted.history_ if r.phase == name] for name in ("imitator", "decoder")}
-    assert [len(records) for records in phases.values()] == [4, 2]  # the decoder has a third of the epochs, rounded up
+    assert [len(records) for records in phases.values()] == [
+        4,
+        2,
+    ]  # the decoder has a third of the epochs, rounded up
     for records in phases.values():
         assert records[-1].loss < records[0].loss
     assert set(fitted.metadata_["training"]["phases"]) == {"imitator", "decoder"}

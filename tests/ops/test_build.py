@@ -72,7 +72,8 @@ def test_every_op_has_a_reference_with_its_signature() -> None:
 
     from stadfast.ops import reference, reference_metrics, regions
 
-    twins = {**vars(reference), **vars(reference_metrics), "region_pixels": regions.gather_region_pixels}
+    gathered = {name: getattr(regions, f"gather_{name}") for name in ("region_pixels", "region_histogram")}
+    twins = {**vars(reference), **vars(reference_metrics), **gathered}
     if "cpu" not in ops.backend().libraries:
         pytest.skip("no compiled kernels")
     text = (_build.source_folder() / "schema.cpp").read_text()
