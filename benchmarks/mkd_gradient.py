@@ -30,7 +30,7 @@ from stadfast.backbones import create_backbone
 SIZE = (128, 128)
 LAMBDA = 0.5
 DETECTION = slice(1, None)  # pool3 to pool5
-TOLERANCE, TOLERANCE_FLOAT64 = 1e-5, 1e-12  # of the largest gradient
+TOLERANCE = 1e-12  # of the largest gradient, in float64
 
 
 def official_losses(network: nn.Module, images: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ def agreements(
 ) -> dict[str, float]:
     """Largest differences from ours, relative to the largest gradient.
 
-    Autograd in another layout rounds otherwise, so that some ReLU's input falls on the other side of zero; what has
-    to agree is autograd in the same layout, and in float64.
+    Another order of rounding (layout, batch norm folded or not) puts some ReLU's input on the other side of zero, and
+    then float32's gradients differ there, autograd's among themselves, too. What has to agree is float64.
     """
 
     def difference(ours: Tensor, expected: Tensor) -> float:
@@ -104,8 +104,7 @@ def agreements(
     differences["float64"] = difference(
         exact.input_gradient(image.double())[0], backward(exact, image.double())
     )
-    assert differences["autograd frozen"] <= TOLERANCE, differences
-    assert differences["float64"] <= TOLERANCE_FLOAT64, differences
+    assert differences["float64"] <= TOLERANCE, differences
     return differences
 
 
@@ -125,9 +124,9 @@ def main() -> None:
         milliseconds = [f"{timing['median_ms']:.0f}" for timing in result["timings"].values()]
         ratios = [f"{value['median']:.2f}" for value in result["ratios"].values()]
         rows.append(
-            [batch, *milliseconds, *ratios, f"{result['case']['differences']['autograd frozen']:.1e}"]
+            [batch, *milliseconds, *ratios, f"{result['case']['differences']['float64']:.1e}"]
         )
-    print_table(["batch", *(f"{n} ms" for n in cases[0]["timings"]), *cases[0]["ratios"], "difference"], rows)
+    print_table(["batch", *(f"{n} ms" for n in cases[0]["timings"]), *cases[0]["ratios"], "float64"], rows)
     if not options.quick:
         name = "mkd_gradient" if options.device == "cpu" else "mkd_gradient_cuda"
         print(write_result(name, cases, {"size": SIZE}, device=options.device))

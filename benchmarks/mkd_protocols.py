@@ -3,7 +3,9 @@
     python benchmarks/mkd_protocols.py mkd_bottle.safetensors bottle/ --name bottle
 
 Pixel AUROC of raw and of stretched maps (``protocol="paper"``), over all test images, and, as the paper counts, over
-the anomalous ones alone. Results go to ``results/mkd_protocols_NAME.json``.
+the anomalous ones alone. Results go to ``results/mkd_protocols_NAME.json``. With ``--layers`` instead the paper's
+protocol for single detection layers and for other lambdas, to ``results/mkd_layers_NAME.json``: which part of the
+source limits.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import print_table, write_result
 
 import stadfast as sf
@@ -26,6 +29,15 @@ CHOICES = [
     )
 ]  # fmt: skip
 
+LAYERS = [
+    {"detection_layers": layers, "lam": lam, "protocol": "paper"}
+    for layers, lam in (
+        (["pool3", "pool4", "pool5"], 0.0),
+        *(([layer], lam) for layer in ("pool2", "pool3", "pool4", "pool5") for lam in (0.0, 0.5)),
+        (["pool3", "pool4"], 0.0),
+    )
+]
+
 
 def with_arguments(detector: sf.MultiresolutionKD, **changes: Any) -> sf.MultiresolutionKD:
     """The same networks behind another map."""
@@ -33,6 +45,8 @@ def with_arguments(detector: sf.MultiresolutionKD, **changes: Any) -> sf.Multire
     twin._check_arguments()
     _, network = twin._build(pretrained=False)
     network.load_state_dict(detector.graph_.network.state_dict())
+    if "lam" in changes:
+        network.loss_weights.copy_(torch.tensor(twin._loss_weights()))
     graph = sf.methods.ScoringGraph(detector.graph_.preprocess, network).to(detector.graph_.threshold.device)
     twin.threshold_ = twin.pixel_threshold_ = float("inf")
     twin.broken_, twin.notes_ = [], []
@@ -64,10 +78,12 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, default=10, help="of smoothgrad; the paper's 50 take five times as long"
     )
+    parser.add_argument("--layers", action="store_true", help="single layers and lambdas instead")
     options = parser.parse_args()
     detector, dataset = sf.load(options.model), sf.MVTecLayout(options.category)
     assert isinstance(detector, sf.MultiresolutionKD)
-    cases = [case(detector, dataset, choice | {"samples": options.samples}) for choice in CHOICES]
+    choices = LAYERS if options.layers else [choice | {"samples": options.samples} for choice in CHOICES]
+    cases = [case(detector, dataset, choice) for choice in choices]
     keys = [key for key in cases[0] if key != "case"]
     rows = [[" ".join(map(str, c["case"].values())), *(f"{c[key]:.4f}" for key in keys)] for c in cases]
     print_table(["", *keys], rows)
@@ -76,7 +92,8 @@ def main() -> None:
         "category": options.category.name,
         "training": detector.metadata_["training"],
     }
-    print(write_result(f"mkd_protocols_{options.name}", cases, parameters))
+    kind = "layers" if options.layers else "protocols"
+    print(write_result(f"mkd_{kind}_{options.name}", cases, parameters))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ class MultiresolutionKD(Detector):
     Args:
         weights, image_size, epochs, batch_size, validation_fraction, patience, seed, device, precision,
         deterministic, cache_gb: see :class:`Detector`. The backbone is VGG-16. The official code holds no images
-            out and trains 601 epochs on MVTec AD, 51 on MNIST-like and 201 on CIFAR-10.
+            out and trains with batches of 64, 601 epochs on MVTec AD, 51 on MNIST-like and 201 on CIFAR-10; the
+            defaults make as many steps on a small data set in a third of the time.
         variant: ``"official"`` (the authors' code: direction + lambda x value; trained on four layers, scored and
             localised on the last three) or ``"paper"`` (value + lambda x direction; the same layers for both).
         lam: lambda; None: 0.5 in the official variant (its authors take 0.01 for MNIST and CIFAR-10), in the paper's
@@ -83,8 +84,8 @@ class MultiresolutionKD(Detector):
         noise: float = 0.05,
         normalise: bool = False,
         image_size: int | tuple[int, int] = 128,
-        epochs: int = 450,
-        batch_size: int = 64,
+        epochs: int = 200,
+        batch_size: int = 16,
         learning_rate: float = 1e-3,
         validation_fraction: float = 0.2,
         patience: int | None = 50,
