@@ -47,7 +47,7 @@ class MultiresolutionKD(Detector):
         weights, image_size, epochs, batch_size, validation_fraction, patience, seed, device, precision,
         deterministic, cache_gb: see :class:`Detector`. The backbone is VGG-16. The official code holds no images
             out and trains with batches of 64, 601 epochs on MVTec AD, 51 on MNIST-like and 201 on CIFAR-10; the
-            defaults make as many steps on a small data set in a third of the time.
+            defaults make about as many steps on a small data set with fewer passes over it.
         variant: ``"official"`` (the authors' code: direction + lambda x value; trained on four layers, scored and
             localised on the last three) or ``"paper"`` (value + lambda x direction; the same layers for both).
         lam: lambda; None: 0.5 in the official variant (its authors take 0.01 for MNIST and CIFAR-10), in the paper's
