@@ -22,7 +22,9 @@ SUFFIXES = {"torchscript": ".pt", "export": ".pt2", "onnx": ".onnx", "openvino":
 
 _MAX_UNPACKED = 4 << 30
 # TorchScript can read and write files, and __setstate__ runs while it is being loaded.
-_FORBIDDEN_CODE = re.compile(rb"__setstate__|torch\.(save|load|from_file)\b|\bops\.(?!stadfast\b)\w+")
+_FORBIDDEN_CODE = re.compile(
+    rb"__setstate__|torch\.(save|load|from_file)\b|\bops\.(?!(?:stadfast|prim)\b)\w+"
+)
 # sympy evaluates expressions: calls of its classes (capitalised) only, no attributes, no indexing.
 _FORBIDDEN_EXPRESSION = re.compile(r"__|lambda|\b[a-z_]\w*\s*\(|\.\s*[A-Za-z_]|[\[\]{};:@\\]")
 

@@ -6,6 +6,7 @@ folded batch norm into the convolutions before, and what remains is a list of op
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,17 @@ def lower(
     return _Lowering(device, keep_resize).run(frozen.inlined_graph)
 
 
+def lower_exported(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """The graph of an exported program, which is a list of ATen calls already, as :func:`lower` would give it."""
+    module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs and outputs
+    for node in list(module.graph.nodes):
+        if node.op == "call_module":  # checks of the input's shape
+            module.graph.erase_node(node)
+        elif node.target is torch.ops.aten._upsample_bilinear2d_aa.vec:
+            node.target = resize
+    return finish(module).to(device)
+
+
 class _Lowering:
     """Values of the TorchScript graph by name: fx nodes, constants, or lists of both."""
 
@@ -52,6 +64,8 @@ class _Lowering:
         self.graph = fx.Graph()
         self.constants = torch.nn.Module()
         self.values: dict[str, Any] = {}
+        self.numbers: set[Any] = set()  # nodes that give a number
+        self.scalars: dict[fx.Node, Any] = {}  # constants of one integer
 
     def run(self, source: Any) -> fx.GraphModule:
         for value in list(source.inputs())[1:]:  # the first is the module itself
@@ -79,8 +93,14 @@ class _Lowering:
             for i, name in enumerate(names):
                 computed = isinstance(source, fx.Node)
                 self.values[name] = self.graph.call_function(_item, (source, i)) if computed else source[i]
-        elif kind in _FUNCTIONS:
-            self.values[names[0]] = self.graph.call_function(_FUNCTIONS[kind], tuple(inputs))
+        elif kind == "aten::size" and len(inputs) == 2:
+            self.values[names[0]] = self._number(_size, inputs)
+        elif kind == "aten::numel":
+            self.values[names[0]] = self._number(Tensor.numel, inputs)
+        elif kind in _SAME_NUMBER and self._is_number(inputs[0]):
+            self.values[names[0]] = inputs[0]
+        elif kind in _ARITHMETIC and all(self._is_number(i) for i in self._operands(node)):
+            self.values[names[0]] = self._number(_ARITHMETIC[kind], self._operands(node))
         elif kind.startswith("prim::"):
             raise UnsupportedGraphError(f"{kind} has no counterpart")
         elif len(names) == 1:
@@ -89,6 +109,20 @@ class _Lowering:
             found = self._operator(node, inputs)
             for i, name in enumerate(names):
                 self.values[name] = self.graph.call_function(_item, (found, i))
+
+    def _number(self, function: Callable[..., Any], args: list[Any]) -> fx.Node:
+        """Sizes stay Python numbers, so that another recording of the graph sees where they come from."""
+        found = self.graph.call_function(function, tuple(args))
+        self.numbers.add(found)
+        return found
+
+    def _is_number(self, value: Any) -> bool:
+        return value in self.numbers if isinstance(value, fx.Node) else isinstance(value, (int, float))
+
+    def _operands(self, node: Any) -> list[Any]:
+        """The two operands of arithmetic, constants as numbers."""
+        values = [self.values.get(value.debugName()) for value in list(node.inputs())[:2]]
+        return [self.scalars.get(value, value) if isinstance(value, fx.Node) else value for value in values]
 
     def _operator(self, node: Any, inputs: list[Any]) -> fx.Node:
         schema = torch._C.parse_schema(node.schema())
@@ -102,10 +136,16 @@ class _Lowering:
         args, kwargs = [], {}
         for argument, value in zip(schema.arguments, inputs, strict=True):
             if argument.kwarg_only:
-                kwargs[argument.name] = value
+                kwargs |= {argument.name: value} if value != argument.default_value else {}
             else:
                 args.append(value)
         aten = torch.ops.aten
+        flat = [i for value in inputs for i in (value if isinstance(value, list) else [value])]
+        sized = any(isinstance(i, fx.Node) and i in self.numbers for i in flat)
+        if (
+            sized and not kwargs and hasattr(Tensor, name)
+        ):  # methods take the numbers of a recording, operators not
+            return self.graph.call_method(name, tuple(args))
         if function is aten._upsample_bilinear2d_aa.vec and not self.keep_resize:
             function = resize
         elif function is aten._convolution.default:  # a private name, which exporters do not know
@@ -119,7 +159,10 @@ class _Lowering:
             return value
         name = f"constant_{len(list(self.constants.buffers()))}"
         self.constants.register_buffer(name, value.detach().to(self.device))
-        return self.graph.get_attr(name)
+        node = self.graph.get_attr(name)
+        if value.dim() == 0 and not value.is_floating_point():
+            self.scalars[node] = value.item()
+        return node
 
 
 class _Propagation(fx.Interpreter):
@@ -168,10 +211,17 @@ def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-# Arithmetic on sizes, which tracing records as scalar tensors.
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "prim::NumToTensor": torch.tensor,
-    "aten::Int": int,
-    "aten::Float": float,
-    "aten::ScalarImplicit": lambda value: value.item(),
+def _size(tensor: Tensor, dim: int) -> int:
+    return tensor.size(dim)
+
+
+# Tracing records sizes as scalar tensors, and arithmetic on them as arithmetic of tensors.
+_SAME_NUMBER = {"prim::NumToTensor", "aten::Int", "aten::ScalarImplicit"}
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    "aten::add": operator.add,
+    "aten::sub": operator.sub,
+    "aten::mul": operator.mul,
+    "aten::floor_divide": operator.floordiv,
+    "aten::remainder": operator.mod,
+    "aten::neg": operator.neg,
 }

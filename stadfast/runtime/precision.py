@@ -28,6 +28,9 @@ _FOLLOW = {
 }  # fmt: skip
 
 
+_VIEWS = {"view", "reshape", "expand", "flatten", "unflatten", "permute", "transpose", "unsqueeze"}  # methods
+
+
 def narrow(module: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     """Let the convolutions and what stands between them compute in ``dtype``; everything else stays float32.
 
@@ -48,13 +51,13 @@ class _Narrowing:
 
     def run(self) -> None:
         for node in list(self.module.graph.nodes):
-            if node.op not in ("call_function", "output"):
+            if node.op not in ("call_function", "call_method", "output"):
                 continue
             with self.module.graph.inserting_before(node):
                 if node.target in _NARROW:
                     self._feed(node, self.dtype)
                     self.is_half.add(node)
-                elif node.target in _FOLLOW:
+                elif node.target in _FOLLOW or node.target in _VIEWS:
                     self._follow(node)
                 elif not (ops.reads_half(node.target) and self._all_half(node)):
                     self._feed(node, torch.float32)

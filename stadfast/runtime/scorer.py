@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .. import ops
 from ..errors import DataError, UsageError
@@ -21,7 +21,7 @@ from .archive import format_of, load_exported, load_torchscript, read_metadata
 from .export import describe, example_images, record, record_on_cpu
 from .fusion import fuse
 from .images import batches, to_unit
-from .lowering import UnsupportedGraphError, lower, propagate
+from .lowering import UnsupportedGraphError, lower, lower_exported, propagate
 from .memory import keep_freed_memory
 from .precision import DTYPES, narrow
 from .siblings import join
@@ -140,12 +140,14 @@ class Scorer:
 
 
 def optimise_recorded(
-    module: torch.jit.ScriptModule, example: Tensor, precision: str, batch_size: int
+    module: torch.jit.ScriptModule | fx.GraphModule, example: Tensor, precision: str, batch_size: int
 ) -> tuple[Engine, str]:
     """The fastest engine for a recorded graph, and how it runs; the graph itself where that is unusual."""
     device = example.device
     try:
-        graph = lower(module, device)
+        graph = (
+            lower_exported(module, device) if isinstance(module, fx.GraphModule) else lower(module, device)
+        )
     except UnsupportedGraphError as error:
         logger.warning("the graph runs as it is, more slowly: %s", error)
         return module.to(device), "plain"
@@ -215,8 +217,7 @@ def _open(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[str, Any
         ops.backend()  # the archive calls our operators: they must be there before it is read
     if kind == "torchscript":
         return load_torchscript(source), metadata, kind
-    example = example_images(metadata["network_size"], metadata["image_size"])
-    return record(load_exported(source), example), metadata, kind
+    return load_exported(source), metadata, kind
 
 
 def _choose(wanted: str, archived: str, device: torch.device) -> str:
