@@ -40,7 +40,7 @@ class TiledStreamer:
         detector: Any,
         width: int,
         rows_per_push: int = 64,
-        overlap: int = 128,
+        overlap: int = 144,
         device: str | torch.device | None = None,
         precision: str = "fp32",
         *,
