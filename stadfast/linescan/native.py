@@ -38,7 +38,26 @@ def native_network(network: nn.Module, size: tuple[int, int]) -> nn.Module:
         )
     other = copy.copy(network)
     other.size = size  # type: ignore[assignment]
-    return other
+    sizes: Any = getattr(network, "sizes", None)
+    if sizes is None:
+        return other
+    if len(sizes) > 1:
+        raise UsageError(
+            f"detector: at native scale there is one size of input; this one has {len(sizes)}: fit it with one scale, "
+            "or prune it to one"
+        )
+    return _OneSize(other)
+
+
+class _OneSize(nn.Module):
+    """A network for images of several sizes, of which it has one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network([images])
 
 
 def graph_of(detector: Any) -> Any:

@@ -30,6 +30,7 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "efficientnet_lite0": (16, "stpm", {"backbone": "efficientnet_lite0"}),
     "stem": (4, "stpm", {"layers": ["stem"]}),
     "et-stpm": (8, "et-stpm", {"layers": ["layer2"]}),
+    "msfi": (8, "msfi", {"scales": [64], "layers": ["layer1", "layer2"]}),
     "rstpm": (32, "rstpm", {"backbone2": "resnet18", "decoder_blocks": 1}),
 }
 SMALL = "resnet34"  # the shortest reach: what is not about networks is tested on it
@@ -79,7 +80,8 @@ def whole(case: str, image: Tensor, downscale: int = 1) -> Tensor:
     normalised = (extended - graph.preprocess.mean) / graph.preprocess.std
     network = copy.copy(graph.network)
     network.size = tuple(extended.shape[2:])
-    return network(F.avg_pool2d(normalised, downscale))[:, :, :height, :width]
+    inputs = F.avg_pool2d(normalised, downscale)
+    return network([inputs] if hasattr(network, "sizes") else inputs)[:, :, :height, :width]
 
 
 def stream(streamer: RowStreamer | TiledStreamer, image: Tensor, pushes: list[int]) -> list[Tensor]:
@@ -422,6 +424,12 @@ def test_a_global_term_is_named_and_tiles_are_offered() -> None:
             :, :, :32
         ]  # a tile is an image of its own
         assert_equal(maps[:, :, :32] / first.max(), first / first.max())
+
+
+def test_several_input_sizes_have_no_native_scale() -> None:
+    made = untrained(create("msfi", weights=None, layers=["layer1"], scales=[64, 128], device="cpu"))
+    with pytest.raises(UsageError, match="one size of input; this one has 2"):
+        RowStreamer(made, 32)
 
 
 def test_a_layer_that_is_not_local_is_named() -> None:
