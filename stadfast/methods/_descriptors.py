@@ -154,6 +154,6 @@ def padding(side: int, field: int, stride: int) -> tuple[int, int, int]:
 
 def pad_images(images: Tensor, field: int, stride: int) -> Tensor:
     """Mirror the borders, so that there is a patch for every position of the image."""
-    _, top, bottom = padding(images.shape[-2], field, stride)
-    _, left, right = padding(images.shape[-1], field, stride)
+    _, top, bottom = padding(int(images.shape[-2]), field, stride)
+    _, left, right = padding(int(images.shape[-1]), field, stride)
     return F.pad(images, (left, right, top, bottom), mode="reflect")
