@@ -61,6 +61,18 @@ def test_ops_example() -> None:
     torch.testing.assert_close(eval(first, names), eval(equivalent[1], names))
 
 
+def test_deployment_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = create_backbone("resnet18", seed=0).state_dict()
+    images = np.random.default_rng(0).integers(0, 256, (8, 40, 48, 3), dtype=np.uint8)
+    detector = sf.STPM(weights=weights, image_size=32, epochs=1, device="cpu").fit(images, show_progress=False)
+    names: dict = {"sf": sf, "detector": detector, "frame": images[0]}
+    (example,) = [block for block in BLOCKS if "sf.export(" in block]
+    exec(example, names)
+    assert names["out"].anomaly_map.shape == (1, 1, 32, 32)
+    torch.testing.assert_close(names["out"].pred_score, detector.score(images[0]), rtol=0.1, atol=1e-3)
+
+
 def test_every_linked_file_is_there() -> None:
     root = Path(__file__).resolve().parent.parent
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]

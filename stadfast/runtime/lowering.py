@@ -133,7 +133,8 @@ class _Lowering:
             )
         except AttributeError as error:
             raise UnsupportedGraphError(f"{schema.name} is not known here") from error
-        args, kwargs = [], {}
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
         for argument, value in zip(schema.arguments, inputs, strict=True):
             if argument.kwarg_only:
                 kwargs |= {argument.name: value} if value != argument.default_value else {}

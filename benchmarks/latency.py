@@ -1,0 +1,50 @@
+"""STPM's latency and throughput: the Scorer against OpenVINO, anomalib's TorchInferencer and eager PyTorch.
+
+    python benchmarks/latency.py MODEL.safetensors [--rounds 40]
+
+Needs the extra ``bench``. The same weights, the same uint8 images in memory and the same outputs (score, label, map,
+mask) for all, in turn, in one process: ``stadfast bench --against ...`` in bf16 and fp32, as one result.
+
+* ``stadfast``: ``sf.Scorer`` on the bundle
+* ``openvino``: the same graph as ``sf.export(..., "openvino")`` writes it, in the same precision
+* ``anomalib``: ``TorchInferencer.predict`` on ``Stfpm`` with these weights, float32, image by image
+* ``eager``: the detector's graph in PyTorch, float32
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from common import write_result
+
+from stadfast.cli.bench import bench
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    cases = []
+    for precision, against in (("bf16", ["openvino", "eager", "anomalib"]), ("fp32", ["openvino"])):
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "result.json"
+            bench(
+                options.model, images=None, batches=[1, 8], against=against, precision=precision, device="cpu",
+                threads=options.threads, rounds=options.rounds, json=str(target), plot=None,
+            )  # fmt: skip
+            result = json.loads(target.read_text())
+        for case in result["cases"]:
+            setting = {"precision": precision, "batch": case.pop("batch"), "path": result["path"]}
+            cases.append({"case": setting, **case})
+    print(write_result("latency", cases, {"network_size": result["network_size"], "rounds": options.rounds}))
+
+
+if __name__ == "__main__":
+    main()
