@@ -8,8 +8,8 @@ Stereotype Deepening's tree: a doctor, two masters, four bachelors; 13 pairs in 
 * ``pytorch``: ``torch.linalg.vector_norm(a - b, dim=1)`` for each pair
 * ``read``: ``torch.sum`` of every descriptor, the time of the way through memory
 * end to end, from the networks' codes of k channels to the maps: ``pytorch heads`` makes the 512-channel descriptors
-  (1x1 convolutions) and compares them pair by pair; ``stadfast heads`` applies the heads of ``sf.ops.reduce_heads``
-  (matrix products, as the detector does)
+  (1x1 convolutions) and compares them pair by pair; ``stadfast heads`` is ``sf.ops.code_distance`` with the heads of
+  ``sf.ops.reduce_heads``
 
 ``peak_mb`` is by how much the memory of a process of its own grows at its peak while it computes; the codes or
 descriptors that it is given are there before. Reducing the heads belongs to the making of a detector and is timed
@@ -51,14 +51,6 @@ def apply(heads: list[tuple[Tensor, Tensor]], codes: list[Tensor]) -> list[Tenso
     return [F.conv2d(z, w[:, :, None, None], b) for (w, b), z in zip(heads, codes, strict=True)]
 
 
-def apply_small(heads: list[tuple[Tensor, Tensor]], codes: list[Tensor]) -> list[Tensor]:
-    shape = codes[0].shape[-2:]
-    flat = [
-        torch.baddbmm(b.view(1, -1, 1), w[None], z.flatten(2)) for (w, b), z in zip(heads, codes, strict=True)
-    ]
-    return [x.unflatten(2, shape) for x in flat]
-
-
 def contenders(kind: str, code: int, size: int, layout: str, device: str) -> dict[str, Callable[[], Any]]:
     """From descriptors (``kind`` "descriptors"), or from codes through heads ("heads")."""
     generator = torch.Generator().manual_seed(0)
@@ -73,9 +65,9 @@ def contenders(kind: str, code: int, size: int, layout: str, device: str) -> dic
             "read": lambda: [y.sum() for y in x],
         }
     weights, biases = zip(*heads, strict=True)
-    small = list(zip(*sf.ops.reduce_heads(weights, biases), strict=True))
+    small = sf.ops.reduce_heads(weights, biases)
     return {
-        "stadfast": lambda: sf.ops.peer_distance(apply_small(small, codes), PAIRS, GROUPS),
+        "stadfast": lambda: sf.ops.code_distance(codes, *small, PAIRS, GROUPS),
         "pytorch": lambda: pair_by_pair(apply(heads, codes)),
         "reduce_heads": lambda: sf.ops.reduce_heads(weights, biases),
     }

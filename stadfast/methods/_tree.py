@@ -156,9 +156,10 @@ class DescriptorTree(nn.Module):
         if not self.one_patch:
             images = pad_images(images, self.architecture.field, stride)
         codes = [network.codes(images, stride) for network in self.networks]  # type: ignore[operator]
-        heads = zip(self.forms, self.small_weight, self.small_bias, strict=True)
-        descriptors = [_apply(weight, bias, codes[number]) for number, weight, bias in heads]
-        return ops.peer_distance(descriptors, self.pairs, self.groups)
+        seen = [codes[number] for number in self.forms]
+        return ops.code_distance(
+            seen, self.small_weight.unbind(), self.small_bias.unbind(), self.pairs, self.groups
+        )
 
     def term_maps(self, images: Tensor) -> Tensor:
         """The terms as they are summed, upsampled: (B, terms, H, W)."""
@@ -173,10 +174,3 @@ class DescriptorTree(nn.Module):
 
     def _scaled(self, terms: Tensor) -> Tensor:
         return terms / self.term_scale.view(1, -1, 1, 1)
-
-
-def _apply(weight: Tensor, bias: Tensor, codes: Tensor) -> Tensor:
-    """A head (r, k), (r,) at every position of (B, k, h, w), planar: (B, r, h, w)."""
-    batch, _, height, width = codes.shape
-    flat = torch.baddbmm(bias.view(1, -1, 1), weight.expand(batch, -1, -1), codes.flatten(2))
-    return flat.view(batch, -1, height, width)

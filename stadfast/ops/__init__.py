@@ -6,7 +6,7 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 from ._library import Backend, backend, cache_folder, plain_pytorch
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
-from .peers import ensemble_scores, peer_distance, reduce_heads
+from .peers import code_distance, ensemble_scores, peer_distance, reduce_heads
 from .pooling import max_pool2d
 from .regions import label_regions, region_histogram, region_pixels
 
@@ -19,6 +19,7 @@ __all__ = [
     "bin_edges",
     "bin_keys",
     "cache_folder",
+    "code_distance",
     "ensemble_scores",
     "key_histogram",
     "label_regions",

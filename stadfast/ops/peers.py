@@ -11,6 +11,7 @@ from ..errors import UsageError
 from .maps import _FLOATS, _kernel, _unshared
 
 Pair = tuple[int, int]
+_STRIP = 8192  # positions
 
 
 def peer_distance(
@@ -87,6 +88,46 @@ def reduce_heads(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[l
     reduced = torch.linalg.qr(torch.cat(columns, dim=1)).R.to(weights[0].dtype)
     heads = reduced.split([c.shape[1] for c in columns], dim=1)
     return [h[:, :-1].contiguous() for h in heads], [h[:, -1].contiguous() for h in heads]
+
+
+def code_distance(
+    codes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    pairs: Sequence[Pair],
+    groups: Sequence[int] | None = None,
+    *,
+    squared: bool = False,
+) -> Tensor:
+    """:func:`peer_distance` of ``x_i = W_i z_i + b_i``, made strip by strip, so that they never leave the caches.
+
+    Args:
+        codes: N tensors (B, k_i, H, W).
+        weights: N matrices (r, k_i), such as :func:`reduce_heads` gives.
+        biases: N vectors (r,).
+        pairs: as of :func:`peer_distance`, like the arguments that follow.
+        groups: per pair, its group.
+        squared: sum the squared distances.
+
+    Returns:
+        (B, G, H, W).
+
+    Raises:
+        UsageError: see :func:`peer_distance`.
+    """
+    batch, _, height, width = codes[0].shape
+    heads = list(zip(weights, biases, [code.flatten(2) for code in codes], strict=True))
+    strips = []
+    for first in range(0, int(height) * int(width), _STRIP):
+        descriptors = [
+            torch.baddbmm(
+                bias.view(1, -1, 1), weight.expand(batch, -1, -1), code[..., first : first + _STRIP]
+            )
+            for weight, bias, code in heads
+        ]
+        rows = [x.unsqueeze(2) for x in descriptors]
+        strips.append(peer_distance(rows, pairs, groups, squared=squared))
+    return torch.cat(strips, dim=3).view(batch, -1, height, width)
 
 
 def ensemble_scores(teacher: Tensor, students: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -244,6 +244,20 @@ def test_reduced_heads_keep_all_distances(codes: list[int]) -> None:
     torch.testing.assert_close(maps(small, offsets), maps(weights, biases), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("size", [(3, 5), (100, 170)])  # one strip, and three with a rest
+def test_distances_of_codes_are_those_of_their_descriptors(device: str, size: tuple[int, int]) -> None:
+    count, pairs, groups = PAIRS["ordered and out of order"]
+    codes = descriptors(count, (3, *size), torch.float64, "channels_last", device)
+    weights = [torch.randn(10, 3, dtype=torch.float64, device=device) for _ in codes]
+    biases = [torch.randn(10, dtype=torch.float64, device=device) for _ in codes]
+    x = [
+        torch.nn.functional.conv2d(z, w[:, :, None, None], b)
+        for z, w, b in zip(codes, weights, biases, strict=True)
+    ]
+    found = ops.code_distance(codes, weights, biases, pairs, groups)
+    torch.testing.assert_close(found, expected(x, pairs, groups, False), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("students", [1, 2, 3, 5])
 def test_ensemble_scores_are_uninformed_students(device: str, students: int) -> None:
     teacher, *others = descriptors(students + 1, (16, 4, 5), torch.float32, "channels_last", device)
