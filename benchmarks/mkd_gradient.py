@@ -123,9 +123,7 @@ def main() -> None:
         cases.append(result)
         milliseconds = [f"{timing['median_ms']:.0f}" for timing in result["timings"].values()]
         ratios = [f"{value['median']:.2f}" for value in result["ratios"].values()]
-        rows.append(
-            [batch, *milliseconds, *ratios, f"{result['case']['differences']['float64']:.1e}"]
-        )
+        rows.append([batch, *milliseconds, *ratios, f"{result['case']['differences']['float64']:.1e}"])
     print_table(["batch", *(f"{n} ms" for n in cases[0]["timings"]), *cases[0]["ratios"], "float64"], rows)
     if not options.quick:
         name = "mkd_gradient" if options.device == "cpu" else "mkd_gradient_cuda"
