@@ -65,7 +65,9 @@ def test_deployment_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     weights = create_backbone("resnet18", seed=0).state_dict()
     images = np.random.default_rng(0).integers(0, 256, (8, 40, 48, 3), dtype=np.uint8)
-    detector = sf.STPM(weights=weights, image_size=32, epochs=1, device="cpu").fit(images, show_progress=False)
+    detector = sf.STPM(weights=weights, image_size=32, epochs=1, device="cpu").fit(
+        images, show_progress=False
+    )
     names: dict = {"sf": sf, "detector": detector, "frame": images[0]}
     (example,) = [block for block in BLOCKS if "sf.export(" in block]
     exec(example, names)
