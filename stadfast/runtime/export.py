@@ -56,7 +56,8 @@ def export(
             need the extras of the same names).
         precision: of the networks: ``"fp32"``, ``"bf16"`` or ``"fp16"``; maps and scores are float32 always. A
             Scorer may run an fp32 archive in less. ONNX and OpenVINO keep fp16 weights, and compute as they choose.
-        size: (h, w) of the images that will come, a number for a square, or ``"dynamic"`` for any.
+        size: (h, w) of the images that will come, a number for a square, or ``"dynamic"`` for any. ONNX: the
+            network's own.
         portable: record plain PyTorch operators, so that the archive runs where stadfast's library is not loaded;
             ONNX and OpenVINO always are.
 
@@ -72,6 +73,11 @@ def export(
     graph = detector._fitted()
     plain = portable or format in ("onnx", "openvino")
     network_size = tuple(graph.preprocess.size)
+    if format == "onnx" and (height, width) != network_size:
+        raise UsageError(
+            f"size: an ONNX archive takes the network's {network_size[0]} x {network_size[1]} only, as its exporter "
+            f"loses the antialiasing of the resizing; got {size!r}"
+        )
     dynamic = (height, width) == (0, 0)
     sides = None if dynamic else (height, width)
     example = example_images(network_size, sides)

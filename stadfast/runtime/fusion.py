@@ -42,11 +42,11 @@ ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
 }
 
 
-def fuse(module: fx.GraphModule) -> int:
+def fuse(module: fx.GraphModule, *, residuals: bool = True) -> int:
     """Replace convolutions by oneDNN's fused operator, in place; returns how many.
 
     ``act(conv(x) + residual)`` becomes one call. The residual is overwritten where nothing needs it afterwards.
-    A convolution that oneDNN's operator does not take stays as it is.
+    A convolution that oneDNN's operator does not take stays as it is. Without ``residuals`` additions stay apart.
     """
     for node in module.graph.nodes:
         _replace_pooling(node)
@@ -54,7 +54,7 @@ def fuse(module: fx.GraphModule) -> int:
     count = 0
     for node in list(module.graph.nodes):
         if node.target is CONVOLUTION and _fits(module, node):
-            _replace(module, node, order)
+            _replace(module, node, order, residuals)
             count += 1
     finish(module)
     return count
@@ -97,16 +97,16 @@ def _fits(module: fx.GraphModule, node: fx.Node) -> bool:
     return constant and not found.transposed and len(found.x.meta.get("shape", ())) == 4
 
 
-def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
+def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], residuals: bool) -> None:
     found = convolution(node)
     chain, residual, overwrite = [node], None, False
     following = _only_user(node)
-    if following is not None and following.target in ADDITIONS:
+    if residuals and following is not None and following.target in ADDITIONS:
         other = _addend(following, node)
         overwrite = other is not None and _dies_at(other, following, order)
-        if other is not None and (
-            overwrite or found.groups == 1
-        ):  # oneDNN's operator for groups: in place only
+        # Out of place torch does not fuse groups and some layouts, and its way around knows no half types.
+        apart = found.groups == 1 and node.meta["dtype"] == torch.float32
+        if other is not None and (overwrite or apart):
             residual = other
             chain.append(following)
     activation = _IDENTITY

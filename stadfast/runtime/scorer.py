@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -160,8 +161,14 @@ def optimise_recorded(
         return CudaGraphs(graph, batch_size), "cuda graph"
     if precision != "fp32":
         join(graph)
-    path = "fused" if fuse(graph) else "plain"
-    return graph if keep_freed_memory() else one_by_one(graph), path
+    fused = copy.deepcopy(graph)
+    path = "fused" if fuse(fused) else "plain"
+    try:
+        fused(example)
+    except RuntimeError:  # torch's way around an addition that oneDNN does not fuse knows no half types
+        fused = graph
+        fuse(fused, residuals=False)
+    return fused if keep_freed_memory() else one_by_one(fused), path
 
 
 def optimise(module: nn.Module, example: Tensor, precision: str = "auto") -> tuple[Engine, str, str]:
