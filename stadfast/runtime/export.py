@@ -30,7 +30,7 @@ _PRECISIONS = {
     "openvino": ("fp32", "fp16"),
 }
 _BATCH = 2  # of the example: a batch of one would be taken for a constant
-_OFF = 29  # the example for images of any size has a size that is no network's
+_OFF = 29  # pixels beyond a network's own size
 _MAX_BATCH, _MAX_SIDE = 65536, 65536
 
 
@@ -80,7 +80,7 @@ def export(
         )
     dynamic = (height, width) == (0, 0)
     sides = None if dynamic else (height, width)
-    example = example_images(network_size, sides)
+    example = example_images(sides or unlike_inputs(graph.preprocess))
     dtype = torch.float32 if format in ("onnx", "openvino") else DTYPES[precision]
     metadata = describe(detector, format, precision, sides, plain)
     with ops.plain_pytorch(plain):
@@ -90,9 +90,18 @@ def export(
     return path
 
 
-def example_images(network_size: Sequence[int], size: Sequence[int] | None) -> Tensor:
-    """(2, 3, h, w) to record a graph with; without a size, one that needs resizing."""
-    height, width = size or (n + _OFF for n in network_size)
+def unlike_inputs(preprocess: Any) -> tuple[int, int]:
+    """An image size that every input of the network needs resized, so that a graph for any size can be recorded."""
+    taken = {tuple(preprocess.size), *getattr(preprocess, "sizes", ())}
+    height, width = preprocess.size
+    while (height, width) in taken:
+        height, width = height + _OFF, width + _OFF
+    return height, width
+
+
+def example_images(size: Sequence[int]) -> Tensor:
+    """(2, 3, h, w) to record a graph with."""
+    height, width = size
     return torch.rand(_BATCH, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 

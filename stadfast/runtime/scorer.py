@@ -19,7 +19,7 @@ from ..errors import DataError, UsageError
 from ..methods.graph import Prediction
 from ..methods.hardware import choose_device, choose_precision, deterministic_algorithms
 from .archive import format_of, load_exported, load_torchscript, read_metadata
-from .export import describe, example_images, record, record_on_cpu
+from .export import describe, example_images, record, record_on_cpu, unlike_inputs
 from .fusion import fuse
 from .images import batches, to_unit
 from .lowering import UnsupportedGraphError, lower, lower_exported, propagate
@@ -96,7 +96,7 @@ class Scorer:
             self._engine, self.path = compile_model(Path(str(source)), self.precision, threads), "openvino"
         else:
             with _running(self.deterministic):
-                example = example_images(self.image_size, self._fixed or self.image_size).to(self.device)
+                example = example_images(self._fixed or self.image_size).to(self.device)
                 self._engine, self.path = optimise_recorded(module, example[:1], self.precision, batch_size)
         if warm_up:
             self(torch.zeros(1, 3, *(self._fixed or self.image_size), dtype=torch.uint8))
@@ -210,7 +210,7 @@ def _open(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[str, Any
         if not hasattr(source, "graph_"):
             raise UsageError(f"source: expected an archive or a fitted detector, got {type(source).__name__}")
         graph = source._fitted()
-        recorded = record_on_cpu(graph, example_images(graph.preprocess.size, None))
+        recorded = record_on_cpu(graph, example_images(unlike_inputs(graph.preprocess)))
         return recorded, describe(source, "torchscript", "fp32", None, False), "torchscript"
     if Path(source).suffix.lower() == ".safetensors":
         from ..methods import load

@@ -69,3 +69,9 @@ def detector(request: pytest.FixtureRequest, detectors: Callable[[str], sf.Detec
 @pytest.fixture
 def stpm(detectors: Callable[[str], sf.Detector]) -> sf.Detector:
     return detectors("stpm")
+
+
+@pytest.fixture
+def two_sizes() -> sf.Detector:
+    """Its input sizes are those of the images that graphs are recorded with, were they not avoided."""
+    return build("msfi", scales=[SIZE, SIZE + 29])

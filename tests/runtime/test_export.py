@@ -136,3 +136,10 @@ def test_wrong_arguments(stpm: sf.Detector, tmp_path: Path, arguments: dict, mes
 def test_an_unfitted_detector(tmp_path: Path) -> None:
     with pytest.raises(sf.StadfastError, match="not fitted"):
         export(sf.STPM(), tmp_path / "model.pt")
+
+
+def test_a_graph_for_any_size_resizes_to_each_of_its_input_sizes(
+    two_sizes: sf.Detector, images: Tensor, tmp_path: Path
+) -> None:
+    path = export(two_sizes, tmp_path / "model.pt")
+    assert_agree(outputs(path, images), two_sizes.predict(images), 1e-4)
