@@ -319,10 +319,14 @@ def test_one_thread_on_each_side() -> None:
 @pytest.mark.parametrize("side", ["take", "push"])
 def test_signals_end_waiting(side: str) -> None:
     ring = RowRing(10, 4)
-    threading.Timer(SOON, os.kill, [os.getpid(), signal.SIGINT]).start()
     wait = {"take": lambda: ring.take(1), "push": lambda: ring.push(make_lines(0, 5))}[side]
-    with pytest.raises(KeyboardInterrupt):
-        wait()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        threading.Timer(SOON, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
     counts = ring.counts()
     assert (counts.pushed, counts.lost) == ((0, 0) if side == "take" else (5, 1))
 
