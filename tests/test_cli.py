@@ -349,8 +349,9 @@ def test_ctrl_c_says_how_to_go_on(category, tmp_path):
         tmp_path / "m",
     ]
     process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-    )
+        list(map(str, command)), stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
+    )  # fmt: skip
     time.sleep(0.5)
     for line in process.stderr:
         if "teacher features" in line:
