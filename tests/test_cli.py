@@ -358,7 +358,10 @@ def test_ctrl_c_says_how_to_go_on(category, tmp_path):
             break
     time.sleep(2)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "--resume" in error
     assert "Traceback" not in error
