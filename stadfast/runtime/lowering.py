@@ -6,6 +6,7 @@ folded batch norm into the convolutions before, and what remains is a list of op
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Callable, Iterator
@@ -117,11 +118,14 @@ class _Lowering:
         return found
 
     def _is_number(self, value: Any) -> bool:
-        return value in self.numbers if isinstance(value, fx.Node) else isinstance(value, (int, float))
+        if isinstance(value, fx.Node):
+            return value in self.numbers
+        return value is None or isinstance(value, (int, float))  # None: a bound that clamp was not given
 
     def _operands(self, node: Any) -> list[Any]:
-        """The two operands of arithmetic, constants as numbers."""
-        values = [self.values.get(value.debugName()) for value in list(node.inputs())[:2]]
+        """The operands of arithmetic, constants as numbers; the factor of sums, which is 1, is left out."""
+        count = 2 if node.kind() in ("aten::add", "aten::sub") else None
+        values = [self.values.get(value.debugName()) for value in list(node.inputs())[:count]]
         return [self.scalars.get(value, value) if isinstance(value, fx.Node) else value for value in values]
 
     def _operator(self, node: Any, inputs: list[Any]) -> fx.Node:
@@ -142,11 +146,11 @@ class _Lowering:
                 args.append(value)
         aten = torch.ops.aten
         flat = [i for value in inputs for i in (value if isinstance(value, list) else [value])]
-        sized = any(isinstance(i, fx.Node) and i in self.numbers for i in flat)
-        if (
-            sized and not kwargs and hasattr(Tensor, name)
-        ):  # methods take the numbers of a recording, operators not
-            return self.graph.call_method(name, tuple(args))
+        if not kwargs and any(isinstance(i, fx.Node) and i in self.numbers for i in flat):
+            # methods and functions take the numbers of a recording, operators not
+            if hasattr(Tensor, name):
+                return self.graph.call_method(name, tuple(args))
+            function = getattr(torch._C._nn, name, function)
         if function is aten._upsample_bilinear2d_aa.vec and not self.keep_resize:
             function = resize
         elif function is aten._convolution.default:  # a private name, which exporters do not know
@@ -216,6 +220,17 @@ def _size(tensor: Tensor, dim: int) -> int:
     return tensor.size(dim)
 
 
+def _ceil(number: Any) -> Any:
+    return number.ceil() if isinstance(number, Tensor) else math.ceil(number)
+
+
+def _clamp(number: Any, low: Any = None, high: Any = None) -> Any:
+    if isinstance(number, Tensor):
+        return number.clamp(low, high)
+    number = number if low is None else max(number, low)
+    return number if high is None else min(number, high)
+
+
 # Tracing records sizes as scalar tensors, and arithmetic on them as arithmetic of tensors.
 _SAME_NUMBER = {"prim::NumToTensor", "aten::Int", "aten::ScalarImplicit"}
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
@@ -225,4 +240,7 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "aten::floor_divide": operator.floordiv,
     "aten::remainder": operator.mod,
     "aten::neg": operator.neg,
+    "aten::div": operator.truediv,
+    "aten::ceil": _ceil,
+    "aten::clamp": _clamp,
 }

@@ -49,25 +49,26 @@ def images() -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def detectors() -> Callable[[str], sf.Detector]:
-    """Builds each method's detector once."""
-    built: dict[str, sf.Detector] = {}
+def detectors() -> Callable[..., sf.Detector]:
+    """Builds each detector once."""
+    built: dict[tuple[object, ...], sf.Detector] = {}
 
-    def get(method: str) -> sf.Detector:
-        if method not in built:
-            built[method] = build(method)
-        return built[method]
+    def get(method: str, **arguments: object) -> sf.Detector:
+        key = (method, *arguments.items())
+        if key not in built:
+            built[key] = build(method, **arguments)
+        return built[key]
 
     return get
 
 
 @pytest.fixture(params=sorted(METHODS))
-def detector(request: pytest.FixtureRequest, detectors: Callable[[str], sf.Detector]) -> sf.Detector:
+def detector(request: pytest.FixtureRequest, detectors: Callable[..., sf.Detector]) -> sf.Detector:
     return detectors(request.param)
 
 
 @pytest.fixture
-def stpm(detectors: Callable[[str], sf.Detector]) -> sf.Detector:
+def stpm(detectors: Callable[..., sf.Detector]) -> sf.Detector:
     return detectors("stpm")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_the_archive_is_the_detector(
     assert found.images == 5
     assert found.relative_map <= 1e-4
     assert found.relative_score <= 1e-4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "vgg16"])
+def test_other_backbones(
+    detectors: Callable[..., sf.Detector], backbone: str, format: str, images: Tensor, tmp_path: Path
+) -> None:
+    detector = detectors("stpm", backbone=backbone)
+    scorer = Scorer(detector, device="cpu", precision="fp32")
+    assert scorer.path == "fused"
+    assert_agree(scorer(images), detector.predict(images), 1e-4)
+    path = export(detector, tmp_path / f"model{SUFFIXES[format]}", format)
+    assert_agree(outputs(path, images), detector.predict(images), 1e-4)
+    assert_agree(Scorer(path, device="cpu", precision="fp32")(images), detector.predict(images), 1e-4)
 
 
 @pytest.mark.parametrize("format", FORMATS)
