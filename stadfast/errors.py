@@ -42,3 +42,11 @@ class RingClosedError(RingError):
 
 class RingTimeoutError(RingError, TimeoutError):
     """The lines asked for did not come in time."""
+
+
+class SourceError(StadfastError, RuntimeError):
+    """A source of lines is not there, is gone, or delivers what nobody can inspect."""
+
+
+class SinkError(StadfastError, RuntimeError):
+    """Events cannot be delivered where they should go."""

@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "methods": ({"ops", "backbones", "data", "metrics"}, {"torch", "numpy", "safetensors"}),
     "runtime": ({"methods", "ops", "data"}, {"torch", "numpy", "onnx", "onnxscript", "openvino"}),
     "integrations": ({"runtime", "ops"}, {"torch", "anomalib", "timm"}),
-    "linescan": ({"runtime", "methods", "ops"}, {"torch", "numpy"}),
+    "linescan": ({"runtime", "methods", "ops", "data"}, {"torch", "numpy", "PIL", "cv2", "harvesters"}),
     "report": ({"metrics", "data"}, {"torch", "numpy", "PIL", "jinja2", "matplotlib"}),
     "cli": ({"ops", "backbones", "data", "metrics", "methods", "runtime", "linescan", "report", "integrations"},
             {"torch", "numpy", "typer", "click", "rich", "PIL", "matplotlib"}),

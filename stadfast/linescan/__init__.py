@@ -6,14 +6,21 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "Callback": "observer",
     "DefectEvent": "tracker",
     "DefectTracker": "tracker",
+    "Event": "observer",
     "FlatField": "flat_field",
     "Gap": "ring",
+    "Inspector": "inspector",
+    "Notice": "sources.base",
     "RingCounts": "ring",
     "RowRing": "ring",
     "RowStreamer": "streamer",
     "RowView": "ring",
+    "Run": "observer",
+    "Sink": "observer",
+    "Status": "observer",
     "TiledStreamer": "tiles",
     "native_maps": "images",
 }

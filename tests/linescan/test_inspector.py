@@ -1,0 +1,349 @@
+"""The inspector: from lines to events, with everything that can go wrong on the way."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stadfast.errors import SinkError, SourceError, UsageError
+from stadfast.linescan import Callback, DefectTracker, Inspector, RowView, Sink
+from stadfast.linescan.history import RowHistory
+from stadfast.linescan.sources import ArraySource, Block, Notice
+from stadfast.linescan.strip import Strip
+
+_spec = importlib.util.spec_from_file_location("linescan_webs", Path(__file__).with_name("webs.py"))
+webs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(webs)
+THRESHOLD, Brightness, Recorder, Script, web = (
+    webs.THRESHOLD, webs.Brightness, webs.Recorder, webs.Script, webs.web,
+)  # fmt: skip
+
+SPOTS = [(10, 20, 3, 9), (130, 131, 0, 1), (300, 380, 20, 32), (398, 400, 5, 6)]
+BOXES = [((a, b), (c, d)) for a, b, c, d in SPOTS]
+
+
+def inspect(source, *sinks, **options):
+    """The inspector after its run, and what it told."""
+    recorder = Recorder()
+    inspector = Inspector(
+        Brightness, source, [recorder, *sinks], threshold=THRESHOLD, **{"retry_after": 0.01} | options
+    )
+    inspector.run()
+    return inspector, recorder
+
+
+# ---------------------------------------------------------------- what is found
+
+
+@pytest.mark.parametrize(("block", "rows_per_push", "capacity"), [(1, 64, 64), (64, 64, 4096), (500, 7, 33)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_finds_what_is_there(block, rows_per_push, capacity, channels):
+    lines = web(400, 32, SPOTS, channels)
+    inspector, seen = inspect(ArraySource(lines, block), rows_per_push=rows_per_push, capacity=capacity)
+    assert seen.boxes == BOXES
+    assert [e.defect.id for e in seen.events] == sorted(e.defect.id for e in seen.events)
+    assert np.array_equal(np.concatenate([image for image, _, _ in seen.pieces]), lines)
+    maps = np.concatenate([map for _, map, _ in seen.pieces])
+    np.testing.assert_allclose(maps, lines.mean(2) / 255, atol=1e-6)
+    firsts = [first for _, _, first in seen.pieces]
+    assert firsts == list(np.cumsum([0, *(len(image) for image, _, _ in seen.pieces)][:-1]))
+    status = inspector.status
+    assert (status.state, status.lines, status.defects, status.lost, status.strips) == ("ended", 400, 4, 0, 1)
+    assert (seen.kinds, seen.statuses[-1]) == (["start", "end"], status)
+    assert seen.calls[0] == "open"
+    assert seen.calls[-1] == "close"
+
+
+def test_sixteen_bits_and_hysteresis():
+    lines = web(200, 16, [(50, 60, 4, 8)]).astype(np.uint16) * 257
+    lines[100:110, 4:8] = 26000  # above low only
+    lines[50, 8] = 26000  # the defect's rim
+    _, seen = inspect(ArraySource(lines), low=0.39)
+    assert seen.boxes == [((50, 60), (4, 9))]
+
+
+def test_thumbnails_show_the_defect():
+    lines = web(400, 32, SPOTS)
+    _, seen = inspect(ArraySource(lines))
+    for event in seen.events:
+        rows, columns = event.thumbnail_lines, event.thumbnail_columns
+        assert rows[0] <= event.defect.rows[0] < event.defect.rows[1] <= rows[1]
+        assert np.array_equal(event.thumbnail, lines[slice(*rows), slice(*columns)])
+        np.testing.assert_allclose(event.thumbnail_map, event.thumbnail[..., 0] / 255, atol=1e-6)
+
+
+def test_large_defects_have_small_thumbnails_and_grow():
+    lines = web(3000, 32, [(100, 2500, 4, 12)])
+    _, seen = inspect(ArraySource(lines), max_length=1000, history=512)
+    assert [e.defect.growing for e in seen.events] == [True, True, False]
+    assert {e.defect.id for e in seen.events} == {0}
+    assert seen.boxes == [((100, 2500), (4, 12))]
+    assert all(max(e.thumbnail.shape) <= 256 for e in seen.events)
+    assert seen.statuses[-1].growing == 0
+
+
+def test_time_and_encoder_of_an_event():
+    lines = web(300, 16, [(100, 120, 4, 8)])
+    began = time.time()
+    stamps = time.monotonic_ns() + np.arange(300) * 1_000_000
+    _, seen = inspect(Script(Block(lines, stamps, np.arange(300) * 7)))
+    (event,) = seen.events
+    assert event.encoder == (700, 119 * 7)
+    assert event.last_time - event.first_time == pytest.approx(0.019, abs=1e-6)
+    assert began - 1 < event.first_time < began + 60
+    record = event.record()
+    assert (record["lines"], record["columns"], record["type"]) == ((100, 120), (4, 8), "defect")
+    assert record["first_time"].endswith("Z")
+
+
+def test_pixel_pitch():
+    _, seen = inspect(ArraySource(web(300, 16, [(100, 120, 4, 8)])), pixel_pitch=(0.5, 0.25))
+    defect = seen.events[0].defect
+    assert (defect.rows_mm, defect.columns_mm, defect.area_mm2) == ((50, 60), (1, 2), 20 * 4 * 0.125)
+    assert seen.runs[0].pixel_pitch == (0.5, 0.25)
+
+
+def test_an_empty_source():
+    inspector, seen = inspect(Script())
+    assert (seen.kinds, seen.events, inspector.status.lines) == (["start", "end"], [], 0)
+
+
+# ---------------------------------------------------------------- lost lines
+
+
+class Slow(Brightness):
+    """Waits until everything has been pushed, so that what is lost is known."""
+
+    def __init__(self, width, ready):
+        super().__init__(width, 8)
+        self._ready = ready
+
+    def push(self, rows):
+        assert self._ready.wait(30)
+        return super().push(rows)
+
+
+@pytest.mark.parametrize("overrun", ["drop_oldest", "drop_newest"])
+def test_lost_lines_are_counted_and_places_stay_right(overrun):
+    lines = web(1000, 16, [(20, 30, 2, 5), (930, 940, 7, 9)])
+    all_pushed = threading.Event()
+
+    class Ends(Script):
+        def read(self, timeout):
+            block = super().read(timeout)
+            if not self._steps:
+                all_pushed.set()
+            return block
+
+    source = Ends(*(lines[i : i + 20] for i in range(0, 1000, 20)), np.empty((0, 0, 0), np.uint8))
+    recorder = Recorder()
+    inspector = Inspector(
+        lambda width: Slow(width, all_pushed), source, [recorder], threshold=THRESHOLD, overrun=overrun,
+        capacity=200, rows_per_push=50,
+    )  # fmt: skip
+    inspector.run()
+    status = inspector.status
+    gaps = [(n.line, n.details["lines"]) for n in recorder.notices if n.kind == "gap"]
+    assert status.lost > 0
+    assert status.lines + status.lost == 1000
+    assert sum(n for _, n in gaps) == status.lost
+    assert len(gaps) == status.gaps
+    seen = np.zeros(1000, int)
+    for image, map, first in recorder.pieces:
+        assert np.array_equal(image, lines[first : first + len(image)])
+        np.testing.assert_allclose(map, image[..., 0] / 255, atol=1e-6)
+        seen[first : first + len(image)] += 1
+    for first, count in gaps:
+        seen[first : first + count] += 1
+    assert (seen == 1).all()
+    kept = ((930, 940), (7, 9)) if overrun == "drop_oldest" else ((20, 30), (2, 5))
+    assert kept in recorder.boxes
+
+
+def test_an_event_at_a_gap_says_so():
+    lines = web(600, 16, [(60, 70, 2, 5), (390, 410, 2, 5), (560, 565, 2, 5)])
+    strip = Strip(Brightness(16, 30), DefectTracker(16, THRESHOLD), 3, 1000, 7, (0.5, 0.5), 4096)
+    events, firsts = [], []
+    for numbers in (np.arange(300), np.r_[300:400, 405:500], np.arange(500, 600)):
+        before = strip.rows
+        events += strip.push(RowView(lines[numbers], numbers, numbers * 10**6, numbers * 2))
+        firsts += [piece.first_line for piece in strip.pieces(before)]
+    events += strip.finish()
+    assert [e.defect.rows for e in events] == [(1060, 1070), (1390, 1410), (1560, 1565)]
+    assert [e.defect.rows_mm for e in events] == [(530, 535), (695, 705), (780, 782.5)]
+    assert [e.at_gap for e in events] == [False, True, False]
+    assert [e.defect.id for e in events] == [7, 8, 9]
+    assert [e.encoder for e in events] == [(120, 138), (780, 818), (1120, 1128)]
+    assert {e.strip for e in events} == {3}
+    assert firsts == [1000, 1270, 1405, 1470]
+
+
+# ---------------------------------------------------------------- faults
+
+
+def test_another_width_begins_another_strip():
+    first, second = web(100, 16, [(90, 100, 2, 5)]), web(100, 24, [(0, 4, 20, 24)])
+    inspector, seen = inspect(Script(first[:50], first[50:], second, first))
+    assert seen.boxes == [((90, 100), (2, 5)), ((100, 104), (20, 24)), ((290, 300), (2, 5))]
+    assert [e.strip for e in seen.events] == [0, 1, 2]
+    assert [e.defect.id for e in seen.events] == [0, 1, 2]
+    assert seen.kinds == ["start", "format", "format", "end"]
+    assert "from 16 pixels (grey, uint8) to 24 pixels" in seen.notices[1].message
+    assert inspector.status.strips == 3
+
+
+def test_another_width_stops_where_it_is_to():
+    first, second = web(100, 16, [(90, 100, 2, 5)]), web(100, 24, [])
+    recorder = Recorder()
+    inspector = Inspector(Brightness, Script(first, second), [recorder], threshold=0.5, on_fault="stop")
+    with pytest.raises(SourceError, match="24 pixels"):
+        inspector.run()
+    assert recorder.boxes == [((90, 100), (2, 5))]
+    assert recorder.calls[-1] == "close"
+
+
+@pytest.mark.parametrize("error", [SourceError("unplugged"), OSError("unplugged")])
+def test_a_source_that_comes_back(error):
+    lines = web(100, 16, [(90, 100, 2, 5)])
+    source = Script(lines, error, 3, lines)
+    inspector, seen = inspect(source)
+    assert seen.kinds == ["start", "lost", "reopened", "end"]
+    assert "unplugged" in seen.notices[1].message
+    assert seen.boxes == [((90, 100), (2, 5)), ((190, 200), (2, 5))]
+    assert (source.opened, inspector.status.faults) == (2, 1)
+
+
+def test_a_source_that_is_gone_stops_where_it_is_to():
+    recorder = Recorder()
+    source = Script(web(100, 16, [(90, 100, 2, 5)]), SourceError("unplugged"))
+    with pytest.raises(SourceError, match="unplugged"):
+        Inspector(Brightness, source, [recorder], threshold=0.5, on_fault="stop").run()
+    assert len(recorder.events) == 1
+
+
+def test_a_source_that_is_not_there():
+    class Nothing(Script):
+        def open(self):
+            raise SourceError("no camera")
+
+    recorder = Recorder()
+    with pytest.raises(SourceError, match="no camera"):
+        Inspector(Brightness, Nothing(), [recorder], threshold=0.5).run()
+    assert recorder.calls == []
+
+
+class Stalls(Script):
+    """Delivers, then nothing until told."""
+
+    def __init__(self, lines):
+        super().__init__(lines[:50])
+        self.rest, self.go = lines[50:], threading.Event()
+
+    def read(self, timeout):
+        if self._steps:
+            return super().read(timeout)
+        if not self.go.wait(timeout):
+            return Block(np.empty((0, 0, 0), np.uint8))
+        rest, self.rest = self.rest, None
+        return None if rest is None else Block(rest)
+
+
+def test_a_stall_is_told_and_waited_for():
+    source = Stalls(web(100, 16, [(40, 60, 2, 5)]))
+
+    class Waker(Sink):
+        def notice(self, notice):
+            if notice.kind == "stall":
+                source.go.set()
+
+    _, seen = inspect(source, Waker(), stall_after=0.05, rows_per_push=64, status_every=0.01)
+    assert [k for k in seen.kinds if k not in ("start", "end")][:2] == ["stall", "resumed"]
+    assert seen.boxes == [((40, 60), (2, 5))]
+    assert "stalled" in {status.state for status in seen.statuses}
+
+
+def test_a_stall_stops_where_it_is_to():
+    recorder = Recorder()
+    source = Stalls(web(100, 16, [(40, 60, 2, 5)]))
+    inspector = Inspector(Brightness, source, [recorder], threshold=0.5, on_fault="stop", stall_after=0.05)
+    with pytest.raises(SourceError, match="no line from script for"):
+        inspector.run()
+    assert recorder.boxes == [((40, 50), (2, 5))]
+
+
+def test_stop_closes_every_event():
+    source = Stalls(web(100, 16, [(40, 60, 2, 5)]))
+    recorder = Recorder()
+    inspector = Inspector(Brightness, source, [recorder], threshold=0.5, rows_per_push=10)
+    threading.Timer(0.2, inspector.stop).start()
+    inspector.run()
+    assert recorder.boxes == [((40, 50), (2, 5))]
+    assert inspector.status.lines == 50
+
+
+def test_notices_of_the_source_are_told():
+    notice = Notice("truncated", "half a line", fault=True)
+    lines = web(100, 16, [(90, 100, 2, 5)])
+    script = (lines, Block(np.empty((0, 0, 0), np.uint8), notices=(notice,)))
+    _, seen = inspect(Script(*script))
+    assert notice in seen.notices
+    recorder = Recorder()
+    with pytest.raises(SourceError, match="half a line"):
+        Inspector(Brightness, Script(*script), [recorder], threshold=0.5, on_fault="stop").run()
+    assert recorder.boxes == [((90, 100), (2, 5))]
+
+
+def test_a_failing_sink_does_not_stop_the_others():
+    def fail(event):
+        raise RuntimeError("the printer is on fire")
+
+    lines = web(200, 16, [(50, 60, 2, 5), (150, 160, 2, 5)])
+    _, seen = inspect(ArraySource(lines), Callback(fail))
+    assert len(seen.events) == 2
+    assert [n.message for n in seen.notices if n.kind == "sink"] == [
+        "Callback.event failed: RuntimeError: the printer is on fire"
+    ] * 2
+    with pytest.raises(SinkError, match="on fire"):
+        inspect(ArraySource(lines), Callback(fail), on_fault="stop")
+
+
+# ---------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"threshold": None}, "threshold"),
+        ({"low": 0.9}, "low"),
+        ({"rows_per_push": 0}, "rows_per_push"),
+        ({"capacity": 10}, "capacity"),
+        ({"overrun": "explode"}, "overrun"),
+        ({"on_fault": "shrug"}, "on_fault"),
+        ({"stall_after": 0}, "stall_after"),
+        ({"retry_after": -1}, "retry_after"),
+        ({"pixel_pitch": 0}, "pixel_pitch"),
+        ({"min_area": 0}, "min_area"),
+        ({"history": 0}, "history"),
+    ],
+)
+def test_bad_arguments(options, named):
+    with pytest.raises(UsageError, match=named):
+        Inspector(Brightness, Script(), **{"threshold": 0.5} | options)
+
+
+def test_history_cuts_across_blocks():
+    rows = np.arange(100)[:, None] * np.ones((1, 4), int)
+    history = RowHistory(60)
+    for first in range(0, 100, 7):
+        history.append(rows[first : first + 7])
+    assert history.end == 100
+    assert 33 <= history.first <= 40
+    for step in (1, 2, 5, 30):
+        assert np.array_equal(history.cut(45, 93, slice(1, 3), step), rows[45:93:step, 1:3])
+    history.forget(80)
+    assert history.first == 77

@@ -1,0 +1,112 @@
+"""Webs, streamers and sinks for the inspector's tests: no network, so that every map is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stadfast.linescan import Event, Notice, Run, Sink, Status
+from stadfast.linescan.sources import NOTHING, Block, Source
+
+THRESHOLD = 0.5
+
+
+class Brightness:
+    """A streamer whose map is the lines' brightness, ``delay_rows`` later."""
+
+    def __init__(self, width: int, delay: int = 40) -> None:
+        self.width, self.delay_rows = width, delay
+        self._rows = torch.empty(1, 1, 0, width)
+
+    def push(self, rows: Tensor) -> Tensor:
+        values = rows.float() / 255 if rows.dtype == torch.uint8 else rows
+        self._rows = torch.cat([self._rows, values.mean(1, keepdim=True)], dim=2)
+        done = max(0, self._rows.shape[2] - self.delay_rows)
+        out, self._rows = self._rows[:, :, :done], self._rows[:, :, done:]
+        return out.clone()
+
+    def finish(self) -> Tensor:
+        out, self._rows = self._rows, torch.empty(1, 1, 0, self.width)
+        return out
+
+
+def web(rows: int, width: int, spots: list[tuple[int, int, int, int]], channels: int = 1) -> np.ndarray:
+    """(rows, width, channels) uint8, dark, with bright spots (first row, end, first column, end)."""
+    lines = np.zeros((rows, width, channels), np.uint8)
+    lines[:, :, :] = (np.arange(rows) % 97)[:, None, None]
+    for top, bottom, left, right in spots:
+        lines[top:bottom, left:right] = 255
+    return lines
+
+
+class Script(Source):
+    """Plays a list: arrays (or blocks) are delivered, numbers are so many reads without a line, errors are raised."""
+
+    name = "script"
+
+    def __init__(self, *steps: object) -> None:
+        self._steps, self.opened, self.closed = list(steps), 0, 0
+
+    def open(self) -> None:
+        self.opened += 1
+        if self._steps and isinstance(self._steps[0], OSError):
+            raise self._steps.pop(0)  # type: ignore[misc]
+
+    def read(self, timeout: float) -> Block | None:
+        if not self._steps:
+            return None
+        step = self._steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        if isinstance(step, int):
+            if step > 1:
+                self._steps.insert(0, step - 1)
+            return NOTHING
+        return step if isinstance(step, Block) else Block(step)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Recorder(Sink):
+    """Remembers everything."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.pieces: list[tuple[np.ndarray, np.ndarray, int]] = []
+        self.events: list[Event] = []
+        self.notices: list[Notice] = []
+        self.statuses: list[Status] = []
+        self.calls: list[str] = []
+
+    def open(self, run: Run) -> None:
+        self.runs.append(run)
+        self.calls.append("open")
+
+    def rows(self, image: np.ndarray, map: np.ndarray, first_line: int) -> None:
+        self.pieces.append((image, map, first_line))
+        self.calls.append("rows")
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+        self.calls.append("event")
+
+    def notice(self, notice: Notice) -> None:
+        self.notices.append(notice)
+        self.calls.append("notice")
+
+    def status(self, status: Status) -> None:
+        self.statuses.append(status)
+        self.calls.append("status")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+    @property
+    def kinds(self) -> list[str]:
+        return [notice.kind for notice in self.notices]
+
+    @property
+    def boxes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        return sorted((e.defect.rows, e.defect.columns) for e in self.events if not e.defect.growing)
