@@ -43,7 +43,8 @@ def draw(count: int, side: int, kind: str = "found") -> tuple[np.ndarray, np.nda
 
     ``found`` has most defects above the good pixels (AUPRO 0.8, as a usable detector has), ``missed`` most of
     them among the good pixels, which is the hard case for our exact ranking. ``product`` has the order of
-    ``missed`` over many powers of ten, as products of maps have; ``8-bit`` has its ties.
+    ``missed`` over many powers of ten, as products of maps have; ``8-bit`` has its ties. In ``half`` the upper
+    half of every image is one region: exact counts take their memory by the anomalous pixel.
     """
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.gamma(2.0, size=(count, 1, side // 16, side // 16)).astype(np.float32))
@@ -55,6 +56,8 @@ def draw(count: int, side: int, kind: str = "found") -> tuple[np.ndarray, np.nda
             height, width = rng.integers(side // 20, side // 6, 2)
             y, x = rng.integers(0, side - height), rng.integers(0, side - width)
             mask[y : y + height, x : x + width] = True
+    if kind == "half":
+        masks[:, : side // 2] = True
     maps += (8.0 if kind == "found" else 1.5) * masks * rng.random((count, 1, 1), dtype=np.float32)
     if kind == "product":
         maps = np.exp(4.0 * maps - 30.0)
@@ -164,24 +167,24 @@ def agreement(kind: str) -> dict[str, Any]:
     }
 
 
-def memory(name: str) -> dict[str, Any]:
+def memory(name: str, kind: str) -> dict[str, Any]:
     """Each contender in a process of its own."""
     count, side = SIZES[name]
     grown = {}
     for c in CONTENDERS:
-        command = [sys.executable, __file__, "--measure", c, "--size", name]
+        command = [sys.executable, __file__, "--measure", c, "--size", name, "--kind", kind]
         grown[c] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return {
-        "case": {"what": "memory", "maps": name},
+        "case": {"what": "memory", "maps": name, "scores": kind},
         "megabytes": {c: round(value / 1e6, 1) for c, value in grown.items()},
         "bytes_per_pixel": {c: round(value / (count * side * side), 2) for c, value in grown.items()},
     }
 
 
-def measure(name: str, size: str) -> None:
+def measure(name: str, size: str, kind: str) -> None:
     """Print by how many bytes the peak of this process grows, libraries being loaded and warm."""
     contender(name, *draw(6, 64))()
-    function = contender(name, *draw(*SIZES[size]))
+    function = contender(name, *draw(*SIZES[size], kind))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = _status("VmRSS")
     function()
@@ -221,14 +224,15 @@ def main() -> None:
     parser.add_argument("--only", choices=("agreement", "memory", "long"), help="one part, nothing written")
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--size", default="100 x 256 x 256", help=argparse.SUPPRESS)
+    parser.add_argument("--kind", default="found", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.measure:
-        measure(options.measure, options.size)
+        measure(options.measure, options.size, options.kind)
         return
     parts = {
         "agreement": lambda: [agreement(kind) for kind in ("found", "missed", "product", "8-bit")],
-        "memory": lambda: [memory("60 x 700 x 700")],
+        "memory": lambda: [memory("60 x 700 x 700", kind) for kind in ("found", "half")],
         "long": lambda: [long()],
     }
     if options.only:
