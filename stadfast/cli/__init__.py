@@ -1,4 +1,4 @@
-"""The command line: ``stadfast fit | score | evaluate | export | bench | info | demo``."""
+"""The command line: ``stadfast fit | score | evaluate | export | bench | stream | info | demo``."""
 
 from .app import app, main
 

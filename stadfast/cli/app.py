@@ -9,6 +9,7 @@ import typer
 
 from .. import __version__
 from ._guard import guarded
+from .linescan import stream
 
 app = typer.Typer(
     name="stadfast",
@@ -263,5 +264,5 @@ def demo(
 
 
 app.command()(guarded(fit, after_interrupt="the same command with --resume continues"))
-for _command in (score, evaluate, prune, export, bench, info, demo):
+for _command in (score, evaluate, prune, export, bench, stream, info, demo):
     app.command()(guarded(_command))

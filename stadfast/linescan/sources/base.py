@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -130,17 +131,9 @@ class ArraySource(Source):
 def natural_order(paths: Iterable[Path]) -> list[Path]:
     """Sorted as people number things: ``line_9.png`` before ``line_10.png``."""
 
-    def key(path: Path) -> list[tuple[int, int, str]]:
-        parts, digits = [], ""
-        for c in f"{path}\0":
-            if c.isdecimal():
-                digits += c
-                continue
-            if digits:
-                parts.append((0, int(digits), digits))
-                digits = ""
-            parts.append((1, 0, c))
-        return parts
+    def key(path: Path) -> tuple[list[Any], str]:
+        parts = re.split(r"(\d+)", str(path))  # text, digits, text, ...
+        return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
 
     return sorted(paths, key=key)
 

@@ -23,6 +23,7 @@ class ImageFiles(Source):
 
     Args:
         paths: an image file, a folder (with its sub-folders), or a list of these.
+        repeat: begin again after the last one, without end.
         block: lines handed out at once.
 
     Raises:
@@ -30,7 +31,10 @@ class ImageFiles(Source):
     """
 
     def __init__(
-        self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], block: int = 64
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        repeat: bool = False,
+        block: int = 64,
     ) -> None:
         from ...data import list_images
 
@@ -40,7 +44,7 @@ class ImageFiles(Source):
         else:
             self._paths = list_images(list(paths))
             self.name = f"{len(self._paths)} files"
-        self._block = block
+        self._block, self._repeat = block, repeat
         self._left = deque(self._paths)
         self._rows: np.ndarray | None = None
 
@@ -51,10 +55,13 @@ class ImageFiles(Source):
         if self._rows is None:
             if not self._left:
                 return None
+            path = self._left.popleft()
             try:
-                self._rows = read_lines(self._left.popleft())
+                self._rows = read_lines(path)
             except DataError as error:
                 return Block(NOTHING.rows, notices=(unreadable(error),))
+            if self._repeat:  # what cannot be read is not tried again
+                self._left.append(path)
         rows, rest = self._rows[: self._block], self._rows[self._block :]
         self._rows = rest if len(rest) else None
         return Block(rows)

@@ -1,0 +1,137 @@
+"""What a source and a sink are called on the command line."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UsageError
+from ..linescan import Sink
+from ..linescan.sources import (
+    GeneratedWeb,
+    GenICamCamera,
+    ImageFiles,
+    Paced,
+    RawLines,
+    Source,
+    VideoDevice,
+    WatchedFolder,
+)
+
+WATCH = ("all", "new")
+
+
+def make_source(
+    name: str,
+    *,
+    width: int | None = None,
+    format: str | None = None,
+    watch: str | None = None,
+    line_rate: float | None = None,
+    lines: int | None = None,
+    defect_rate: float = 0.0,
+    serial: str | None = None,
+    features: Sequence[str] = (),
+) -> Source:
+    """The source that a person names: ``-``, a path, ``video:...``, ``genicam:...`` or ``simulate:...``.
+
+    Raises:
+        UsageError: options that do not fit.
+        DataError: no such path.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "simulate" and rest in ("woven", "brushed"):
+        source: Source = GeneratedWeb(rest, width or 256, lines, defect_rate=defect_rate)
+    elif kind == "simulate":
+        source = ImageFiles(rest, repeat=True)
+    elif kind == "video":
+        source = VideoDevice(rest)
+    elif kind == "genicam":
+        source = GenICamCamera(rest, serial, dict(_feature(text) for text in features))
+    else:
+        source = _path_source(name, width, format, watch)
+    return source if line_rate is None else Paced(source, line_rate)
+
+
+def _path_source(name: str, width: int | None, format: str | None, watch: str | None) -> Source:
+    path = Path(name)
+    if name != "-" and not path.exists():
+        raise DataError(
+            f"{name}: no such file or folder; wanted -, a path, video:..., genicam:... or simulate:..."
+        )
+    if name == "-" or format is not None or stat.S_ISFIFO(path.stat().st_mode):
+        if width is None:
+            raise UsageError("raw lines need --width, and --format unless a pixel is one byte")
+        return RawLines(name, width, format or "mono8")
+    if watch is None:
+        return ImageFiles(name)
+    if watch not in WATCH:
+        raise UsageError(f"--watch: expected {' or '.join(WATCH)}, got {watch!r}")
+    if not path.is_dir():
+        raise UsageError(f"--watch: expected a folder, got {name}")
+    return WatchedFolder(path, existing=watch == "all")
+
+
+def _feature(text: str) -> tuple[str, Any]:
+    from .fit import parse_setting
+
+    return parse_setting(text)
+
+
+def make_sinks(
+    *,
+    jsonl: Path | None = None,
+    csv: Path | None = None,
+    thumbnails: Path | None = None,
+    tcp: str | None = None,
+    webhook: str | None = None,
+    metrics: str | None = None,
+    fsync: str = "event",
+) -> list[Sink]:
+    """The sinks that were asked for, those that must lose nothing first.
+
+    Raises:
+        UsageError: an address that is none.
+    """
+    from ..linescan import sinks
+
+    made: list[Sink] = []
+    if jsonl is not None:
+        made.append(sinks.JsonLines(jsonl, fsync))
+    if csv is not None:
+        made.append(sinks.CsvTable(csv, fsync))
+    if thumbnails is not None:
+        made.append(sinks.Thumbnails(thumbnails))
+    if tcp is not None:
+        host, port = _address("--tcp", tcp)
+        made.append(sinks.TcpLines(host, port))
+    if webhook is not None:
+        made.append(sinks.WebHook(webhook))
+    if metrics is not None and metrics.endswith(".prom"):
+        made.append(sinks.PrometheusFile(metrics))
+    elif metrics is not None:
+        host, port = _address("--metrics", metrics if ":" in metrics else f"127.0.0.1:{metrics}")
+        made.append(sinks.PrometheusServer(port, host))
+    return made
+
+
+def _address(option: str, text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"{option}: expected HOST:PORT, got {text!r}")
+    return host.strip("[]"), int(port)
+
+
+def parse_pitch(text: str) -> float | tuple[float, float]:
+    """``0.25`` or ``0.2x0.25`` (along the web, across it), in mm."""
+    try:
+        values = tuple(float(part) for part in text.split("x"))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 2):
+        raise UsageError(
+            f"--pixel-pitch: expected MM or ALONGxACROSS, such as 0.25 or 0.2x0.25, got {text!r}"
+        )
+    return values[0] if len(values) == 1 else (values[0], values[1])

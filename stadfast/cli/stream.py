@@ -1,0 +1,142 @@
+"""``stadfast stream``: a web's defects, as they pass."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import typer
+
+from .. import load
+from ..errors import DataError
+from ..linescan import Event, FlatField, Inspector, Notice, Sink, Status
+from ..linescan.sources import Source
+from ..methods.hardware import choose_device
+from ._guard import printable, say
+
+_LOG_INTERVAL_S = 10.0
+
+
+def stream(
+    model: Path,
+    source: Source,
+    sinks: Sequence[Sink],
+    *,
+    device: str,
+    flat_field: Path | None,
+    **options: Any,
+) -> None:
+    """Inspect a source until it ends or the program is told to stop; print each event."""
+    where = choose_device(device)
+    detector = load(model, device=str(where))
+    listing = Listing()
+    inspector = Inspector(
+        detector, source, [*sinks, listing, LiveLine()], device=str(where),
+        flat_field=None if flat_field is None else learn_flat_field(flat_field), **options,
+    )  # fmt: skip
+    listing.stop = inspector.stop
+    with stopping(inspector) as received:
+        inspector.run()
+    if listing.broken:
+        raise BrokenPipeError
+    if received:
+        say(f"{signal.Signals(received[0]).name}: stopped; every event is closed")
+        raise typer.Exit(128 + received[0])
+
+
+@contextmanager
+def stopping(inspector: Inspector) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM end the inspection in order; the second one at once. Yields the signals that came."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        inspector.stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def learn_flat_field(path: Path) -> FlatField:
+    """The columns' correction from pictures of good material, all of the web's width."""
+    import torch
+
+    from ..data import as_images, to_float
+
+    images = [to_float(image) for image in as_images(path)]
+    widths = {image.shape[2] for image in images}
+    if len(widths) > 1:
+        raise DataError(f"--flat-field: expected images of one width in {path}, got {sorted(widths)}")
+    return FlatField.learn(torch.cat(images, dim=1)[None])
+
+
+class Listing(Sink):
+    """Prints events on standard output: number, lines, columns, area, peak, delay, separated by tabs."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.stop = lambda: None
+
+    def event(self, event: Event) -> None:
+        defect = event.defect
+        (top, bottom), (left, right) = defect.rows, defect.columns
+        marks = " growing" * defect.growing + " at a gap" * event.at_gap
+        try:
+            print(
+                f"{defect.id}\t{top}-{bottom - 1}\t{left}-{right - 1}\t{defect.area} px\t{defect.peak:.6g}\t"
+                f"{event.delay:.2f} s{marks}", flush=True,
+            )  # fmt: skip
+        except BrokenPipeError:  # the reader, such as head, has seen enough
+            self.broken = True
+            self.stop()
+
+
+class LiveLine(Sink):
+    """The inspection's state on standard error: one line that is rewritten; a line now and then for a log file."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+
+    def notice(self, notice: Notice) -> None:
+        self._clear()
+        say(("warning: " if notice.fault or notice.kind == "gap" else "") + printable(notice.message))
+
+    def event(self, event: Event) -> None:
+        self._clear()  # what standard output shows follows
+
+    def status(self, status: Status) -> None:
+        if self._terminal:
+            print(f"\r{describe(status)}\x1b[K", end="", file=sys.stderr, flush=True)
+        elif status.state == "ended" or time.monotonic() - self._last >= _LOG_INTERVAL_S:
+            self._last = time.monotonic()
+            say(describe(status))
+
+    def close(self) -> None:
+        if self._terminal:
+            print(file=sys.stderr)
+
+    def _clear(self) -> None:
+        if self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def describe(status: Status) -> str:
+    """A status in one line of text."""
+    return (
+        f"{status.state}: {status.line_rate:.0f} lines/s, {100 * status.budget:.0f} % of the budget, "
+        f"delay {status.delay:.2f} s, queue {status.queue}/{status.capacity}, {status.defects} defects, "
+        f"{status.lost} lines lost"
+    )

@@ -1,0 +1,145 @@
+"""Events for other programs: a line over TCP, or a web hook. A slow or absent listener does not slow the inspection."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import math
+import queue
+import socket
+import threading
+import time
+import urllib.parse
+import urllib.request
+from abc import abstractmethod
+from typing import Any
+
+from ...errors import SinkError, UsageError
+from ..observer import Event, Run, Sink
+
+_TIMEOUT_S = 5.0
+_RETRY_S = 1.0
+_LAST_WORDS_S = 3.0  # how long the end waits for a listener
+_QUEUE = 10_000
+
+
+class _Sender(Sink):
+    """Delivers records from a thread of its own, in order, each until it has arrived.
+
+    While nobody listens, up to 10,000 events wait; what comes then is lost here (not in a journal), and said.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUE)
+        self._deadline = math.inf
+        self._worker: threading.Thread | None = None
+        self._accepted = self.sent = self.lost = 0
+
+    def open(self, run: Run) -> None:
+        self._deadline = math.inf
+        self._worker = threading.Thread(
+            target=self._work, name=f"stadfast-{type(self).__name__}", daemon=True
+        )
+        self._worker.start()
+
+    def event(self, event: Event) -> None:
+        try:
+            self._queue.put_nowait(event.record())
+            self._accepted += 1
+        except queue.Full:
+            self.lost += 1
+            raise SinkError(f"{self._where} takes no events; {self.lost} have not been sent there") from None
+
+    def close(self) -> None:
+        """Wait three seconds for what has not been sent.
+
+        Raises:
+            SinkError: something is left.
+        """
+        self._deadline = time.monotonic() + _LAST_WORDS_S
+        if self._worker is not None:
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=_LAST_WORDS_S)
+            self._worker.join(_LAST_WORDS_S)
+            self._worker = None
+        self.disconnect()
+        if self.sent < self._accepted:
+            raise SinkError(f"{self._where} did not take {self._accepted - self.sent} events")
+
+    def _work(self) -> None:
+        while (record := self._queue.get()) is not None:
+            data = json.dumps(record).encode()
+            while not self._delivered(data):
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    return
+                time.sleep(_RETRY_S if left > _LAST_WORDS_S else _RETRY_S / 4)
+
+    def _delivered(self, data: bytes) -> bool:
+        try:
+            self.send(data)
+        except (OSError, http.client.HTTPException):  # urllib's errors are OSErrors, too
+            self.disconnect()
+            return False
+        self.sent += 1
+        return True
+
+    @abstractmethod
+    def send(self, data: bytes) -> None:
+        """Deliver one record.
+
+        Raises:
+            OSError: it did not arrive.
+        """
+
+    def disconnect(self) -> None:
+        """Let go of a connection, if there is one."""
+
+
+class TcpLines(_Sender):
+    """Sends each event as a line of JSON over a TCP connection, which is made again whenever it breaks.
+
+    An event counts as sent once the system has it: one that is on its way as the listener dies may be lost.
+
+    Args:
+        host, port: of the listener.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        if not host or not 1 <= port <= 65535:
+            raise UsageError(f"host, port: expected a name and 1 to 65535, got {host!r}, {port!r}")
+        super().__init__(f"{host}:{port}")
+        self._address = (host, port)
+        self._socket: socket.socket | None = None
+
+    def send(self, data: bytes) -> None:
+        if self._socket is None:
+            self._socket = socket.create_connection(self._address, _TIMEOUT_S)
+        self._socket.sendall(data + b"\n")
+
+    def disconnect(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class WebHook(_Sender):
+    """Posts each event as JSON to an address, until it is answered with success (2xx).
+
+    Args:
+        url: http or https.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"url: expected http://... or https://..., got {url!r}")
+        super().__init__(parts.hostname)  # without what may be secret in it
+        self._url = url
+
+    def send(self, data: bytes) -> None:
+        request = urllib.request.Request(self._url, data, {"Content-Type": "application/json"}, method="POST")
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+            pass
