@@ -1,0 +1,322 @@
+"""Sinks: what was found arrives, whole and in order, whatever happens to the listener."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stadfast.errors import SinkError, UsageError
+from stadfast.linescan import Inspector, Sink
+from stadfast.linescan.sinks import (
+    CsvTable,
+    JsonLines,
+    PrometheusFile,
+    PrometheusServer,
+    TcpLines,
+    Thumbnails,
+    WebHook,
+)
+from stadfast.linescan.sinks import network as network_sinks
+from stadfast.linescan.sources import ArraySource
+
+_spec = importlib.util.spec_from_file_location("linescan_webs", Path(__file__).with_name("webs.py"))
+webs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(webs)
+
+SPOTS = [(10, 20, 3, 9), (130, 131, 0, 1), (300, 380, 20, 32)]
+LINES = webs.web(400, 32, SPOTS)
+
+
+def inspect(*sinks, **options):
+    recorder = webs.Recorder()
+    source = ArraySource(LINES)
+    Inspector(webs.Brightness, source, [*sinks, recorder], threshold=0.5, pixel_pitch=0.5, **options).run()
+    return recorder
+
+
+def records(path, type="defect"):
+    return [r for r in map(json.loads, path.read_text().splitlines()) if r["type"] == type]
+
+
+@pytest.mark.parametrize("fsync", ["event", "second", "never"])
+def test_json_lines(tmp_path, fsync):
+    path = tmp_path / "new" / "events.jsonl"
+    recorder = inspect(JsonLines(path, fsync))
+    assert records(path) == json.loads(json.dumps([e.record() for e in recorder.events]))
+    assert [r["lines"] for r in records(path)] == [list(s[:2]) for s in SPOTS]
+    assert [r["lines_mm"] for r in records(path)] == [[s[0] / 2, s[1] / 2] for s in SPOTS]
+    assert [r["kind"] for r in records(path, "notice")] == ["start", "end"]
+    assert records(path, "run")[0]["threshold"] == 0.5
+    with path.open("a") as file:
+        file.write('{"type": "defect", "torn by a power c')
+    inspect(JsonLines(path, fsync))
+    lines = path.read_text().splitlines()
+    assert [i for i, line in enumerate(lines) if not line.endswith("}")] == [len(lines) // 2]
+    assert len(lines) == 2 * (1 + 2 + 3) + 1
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "events.csv"
+    recorder = inspect(CsvTable(path))
+    inspect(CsvTable(path))
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6  # and one header
+    for row, event in zip(rows[:3], recorder.events, strict=True):
+        defect = event.defect
+        assert (int(row["first_line"]), int(row["end_line"])) == defect.rows
+        assert (float(row["left_mm"]), float(row["right_mm"])) == defect.columns_mm
+        assert (int(row["peak_line"]), int(row["peak_column"])) == defect.peak_position
+        assert float(row["peak"]) == defect.peak
+        assert row["at_gap"] == "0"
+
+
+def test_a_journal_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    for sink in (JsonLines(tmp_path / "file" / "events"), CsvTable(tmp_path), Thumbnails(tmp_path / "file")):
+        with pytest.raises(SinkError, match="cannot write"):
+            inspect(sink)
+    with pytest.raises(UsageError, match="fsync"):
+        JsonLines(tmp_path / "events", "sometimes")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told():
+    with pytest.raises(SinkError, match="No space left"):
+        inspect(JsonLines("/dev/full"))
+
+
+def test_thumbnails(tmp_path):
+    recorder = inspect(Thumbnails(tmp_path / "pictures"))
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [
+        "000000.png",
+        "000001.png",
+        "000002.png",
+    ]
+    for event in recorder.events:
+        image = np.asarray(Image.open(tmp_path / "pictures" / f"{event.defect.id:06d}.png"))
+        height, width = event.thumbnail_map.shape
+        assert image.shape == (height, 2 * width + 2, 3)
+        assert np.array_equal(image[:, :width], np.broadcast_to(event.thumbnail, (height, width, 3)))
+        bright = image[:, width + 2 :, 0] > 127  # above the threshold
+        assert np.array_equal(bright, event.thumbnail_map > 0.5)
+
+
+# ---------------------------------------------------------------- the network
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(network_sinks, "_RETRY_S", 0.02)
+
+
+def listen():
+    """A port, and the lines that come over the second connection: the first is cut at once."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(10)
+    lines = []
+
+    def serve():
+        server.accept()[0].close()
+        connection, _ = server.accept()
+        with connection, connection.makefile() as file:
+            lines.extend(file)
+        server.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return server.getsockname()[1], lines, thread
+
+
+def test_tcp_lines():
+    port, lines, thread = listen()
+    with socket.create_connection(("127.0.0.1", port)) as first:
+        first.recv(1)  # cut
+    sink = TcpLines("127.0.0.1", port)
+    recorder = inspect(sink)
+    thread.join(10)
+    assert [json.loads(line)["id"] for line in lines] == [e.defect.id for e in recorder.events]
+    assert sink.sent == 3
+
+
+def test_tcp_nobody_listens(monkeypatch):
+    monkeypatch.setattr(network_sinks, "_LAST_WORDS_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert len(inspect(TcpLines("127.0.0.1", port)).events) == 3  # the others are not kept from it
+    sink = TcpLines("127.0.0.1", port)
+    sink.open(None)
+    event = inspect().events[0]
+    sink.event(event)
+    with pytest.raises(SinkError, match="did not take 1 events"):
+        sink.close()
+
+
+def test_tcp_a_full_queue_is_told(monkeypatch):
+    monkeypatch.setattr(network_sinks, "_QUEUE", 1)
+    sink = TcpLines("127.0.0.1", 9)  # never opened: nobody takes from the queue
+    event = inspect().events[0]
+    sink.event(event)
+    with pytest.raises(SinkError, match="1 have not been sent"):
+        sink.event(event)
+
+
+@pytest.fixture
+def hook():
+    """A web hook that fails first; its address and what it got."""
+    got, failures = [], [500, 500]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(failures.pop() if failures else 204)
+            self.end_headers()
+            got.append((self.headers["Content-Type"], json.loads(body)["id"]))
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/defects", got
+    server.shutdown()
+    server.server_close()
+
+
+def test_web_hook_tries_until_it_is_heard(hook):
+    url, got = hook
+    inspect(WebHook(url))
+    assert got == [("application/json", i) for i in (0, 0, 0, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: TcpLines("", 1), lambda: TcpLines("a", 0), lambda: WebHook("ftp://a")]
+)
+def test_addresses_that_are_none(make):
+    with pytest.raises(UsageError, match="expected"):
+        make()
+
+
+# ---------------------------------------------------------------- Prometheus
+
+
+def figures(text):
+    """Name (with labels) -> value; every figure has its HELP and TYPE."""
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    named = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    plain = {name.split("{")[0] for name in found}
+    assert {n.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for n in plain} == named
+    return {name: float(value) for name, value in found.items()}
+
+
+def check(found):
+    assert found["stadfast_lines_total"] == 400
+    assert found["stadfast_defects_total"] == 3
+    assert found["stadfast_lines_lost_total"] == 0
+    assert found['stadfast_state{state="ended"}'] == 1
+    assert found['stadfast_state{state="running"}'] == 0
+    assert found["stadfast_event_delay_seconds_count"] == 3
+    assert found['stadfast_event_delay_seconds_bucket{le="+Inf"}'] == 3
+
+
+def test_prometheus_server():
+    server = PrometheusServer(0)
+    pages = []
+
+    class Visitor(Sink):
+        def notice(self, notice):
+            if notice.kind == "start":
+                with pytest.raises(urllib.error.HTTPError, match="404"):
+                    urllib.request.urlopen(f"http://127.0.0.1:{server.port}/secret", timeout=10)
+
+        def status(self, status):
+            if status.state == "ended":
+                with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as page:
+                    assert page.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+                    pages.append(page.read().decode())
+
+    recorder = inspect(server, Visitor())
+    assert "sink" not in recorder.kinds, recorder.notices
+    check(figures(pages[0]))
+    with pytest.raises(ConnectionError):
+        socket.create_connection(("127.0.0.1", server.port), 1)
+
+
+def test_prometheus_file(tmp_path):
+    path = tmp_path / "stadfast.prom"
+    inspect(PrometheusFile(path))
+    check(figures(path.read_text()))
+
+
+def test_prometheus_port_in_use():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(SinkError, match="cannot serve metrics"),
+    ):
+        inspect(PrometheusServer(taken.getsockname()[1]))
+
+
+# ---------------------------------------------------------------- kill -9
+
+KILLER = """
+# Forks inspectors and kills them at random moments; prints what they had told by then.
+import importlib.util, json, os, random, signal, sys, time
+import numpy as np
+from stadfast.linescan import Callback, Inspector
+from stadfast.linescan.sinks import JsonLines
+from stadfast.linescan.sources import ArraySource
+spec = importlib.util.spec_from_file_location("webs", sys.argv[1])
+webs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(webs)
+moments = random.Random(7)
+for kill in range(6):
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(told)
+        lines = webs.web(100, 32, [(40, 50, 3, 9), (70, 72, 20, 30)])
+        sinks = [JsonLines(f"{kill}.jsonl", ("event", "second", "never")[kill % 3]),
+                 Callback(lambda event: os.write(tell, b"%d\\n" % event.defect.id))]
+        Inspector(webs.Brightness, ArraySource(lines, repeat=None), sinks, threshold=0.5).run()
+        os._exit(1)
+    os.close(tell)
+    heard = os.read(told, 1)  # it is at work
+    time.sleep(moments.uniform(0, 0.15))
+    os.kill(child, signal.SIGKILL)
+    while part := os.read(told, 1 << 16):
+        heard += part
+    os.close(told)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    print(heard.count(b"\\n"))
+"""
+
+
+def test_kill_9_loses_no_closed_event(tmp_path):
+    command = [sys.executable, "-c", KILLER, str(Path(webs.__file__))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [int(line) for line in done.stdout.split()]
+    assert len(told) == 6
+    assert len(set(told)) > 1, "all were killed at the same event: the moments are not random"
+    for kill, count in enumerate(told):
+        text = (tmp_path / f"{kill}.jsonl").read_text()
+        assert text.endswith("\n")
+        found = records(tmp_path / f"{kill}.jsonl")
+        assert len(found) >= count  # what was told after it was written
+        assert [r["id"] for r in found] == list(range(len(found)))
+        wanted = [[100 * i + a, 100 * i + b] for i in range(len(found)) for a, b in ((40, 50), (70, 72))]
+        assert [r["lines"] for r in found] == wanted[: len(found)]
