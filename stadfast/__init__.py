@@ -27,7 +27,18 @@ _HOME = {
     "export": "runtime",
     "StadfastError": "errors",
 }
-_ROOMS = ("backbones", "data", "errors", "linescan", "methods", "metrics", "ops", "report", "runtime")
+_ROOMS = (
+    "backbones",
+    "data",
+    "errors",
+    "linescan",
+    "methods",
+    "metrics",
+    "ops",
+    "report",
+    "runtime",
+    "scale",
+)
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 

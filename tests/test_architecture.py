@@ -31,7 +31,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "integrations": ({"runtime", "ops"}, {"torch", "anomalib", "timm"}),
     "linescan": ({"runtime", "methods", "ops", "data"}, {"torch", "numpy", "PIL", "cv2", "harvesters"}),
     "report": ({"metrics", "data"}, {"torch", "numpy", "PIL", "jinja2", "matplotlib"}),
-    "cli": ({"ops", "backbones", "data", "metrics", "methods", "runtime", "linescan", "report", "integrations"},
+    "scale": ({"runtime", "methods", "metrics", "data", "report"},
+              {"torch", "numpy", "PIL", "pyarrow", "fsspec", "ray"}),
+    "cli": ({"ops", "backbones", "data", "metrics", "methods", "runtime", "linescan", "report", "integrations",
+             "scale"},
             {"torch", "numpy", "typer", "click", "rich", "PIL", "matplotlib"}),
     "__main__": ({"cli"}, set()),
 }  # fmt: skip

@@ -26,6 +26,19 @@ Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to
 BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out unreadable files and list them.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the results; - prints them.")]
+Engine = Annotated[str, typer.Option(metavar="local|ray", help="Where to score; ray needs stadfast[ray].")]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="DIR|URL", help="Write the scores there, as Parquet files."),
+]
+Address = Annotated[
+    str | None, typer.Option(metavar="auto|ray://...", help="The Ray cluster; default one on this machine.")
+]
+ResumeJob = Annotated[bool, typer.Option("--resume", help="With --output: score only what is missing.")]
+PartSize = Annotated[int, typer.Option(min=1, help="With --output: images a file.")]
+Actors = Annotated[int | None, typer.Option(min=1, help="With Ray: how many; default as many as fit.")]
+Cpus = Annotated[int, typer.Option(min=1, help="With Ray: cores of each actor.")]
+Gpus = Annotated[float | None, typer.Option(min=0, help="With Ray: GPUs of each actor, such as 0.25.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -100,22 +113,45 @@ def fit(
 
 def score(
     model: Model,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, or folders of images.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Images, folders; with --output also Parquet, URLs."),
+    ],
     json: Json = None,
     heatmaps: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each image with its heat map there.")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Write images with their heat maps there; with --output anomalies only."
+        ),
     ] = None,
     device: Device = "auto",
     batch_size: BatchSize = 16,
     skip_broken: SkipBroken = False,
+    output: Output = None,
+    resume: ResumeJob = False,
+    part_size: PartSize = 512,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = None,
     debug: Debug = False,
 ) -> None:
-    """Score images: one line each with path, score and verdict."""
+    """Score images: one line each with path, score and verdict; or a whole archive to Parquet files (--output)."""
+    from .scale import check_engine
+    from .scale import score as run_job
     from .score import score as run
 
-    run(
-        model, paths, json=json, heatmaps=heatmaps, device=device, batch_size=batch_size,
-        skip_broken=skip_broken,
+    check_engine(engine, output, resume)
+    if output is None:
+        run(
+            model, list(map(Path, paths)), json=json, heatmaps=None if heatmaps is None else Path(heatmaps),
+            device=device, batch_size=batch_size, skip_broken=skip_broken,
+        )  # fmt: skip
+        return
+    run_job(
+        model, paths, output, json=json, heatmaps=heatmaps, device=device, batch_size=batch_size, resume=resume,
+        part_size=part_size, engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus,
     )  # fmt: skip
 
 
@@ -123,7 +159,12 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL", help="A detector that fit has saved.")
     ] = None,
-    data: Annotated[Path | None, typer.Argument(metavar="DATA", help="A category in MVTec's layout.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA", help="A category in MVTec's layout; with --output also a labelled table."
+        ),
+    ] = None,
     maps: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Instead: anybody's anomaly maps (TIFF, NPY, PNG).")
     ] = None,
@@ -143,12 +184,23 @@ def evaluate(
     device: Device = "auto",
     batch_size: BatchSize = 16,
     skip_broken: SkipBroken = False,
+    output: Output = None,
+    resume: ResumeJob = False,
+    part_size: PartSize = 512,
+    engine: Engine = "local",
+    address: Address = None,
+    actors: Actors = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = None,
     debug: Debug = False,
 ) -> None:
     """Measure a detector on labelled test images, or anybody's anomaly maps with --maps and --masks."""
     from .evaluate import evaluate as run
     from .evaluate import evaluate_maps
+    from .scale import check_engine
+    from .scale import evaluate as run_job
 
+    check_engine(engine, output, resume)
     if maps is not None or masks is not None:
         if maps is None or masks is None or model is not None:
             raise typer.BadParameter("--maps and --masks go together, and without MODEL and DATA")
@@ -156,7 +208,23 @@ def evaluate(
         return
     if model is None or data is None:
         raise typer.BadParameter("wanted MODEL and DATA, or --maps and --masks")
-    run(model, data, json=json, report=report, device=device, batch_size=batch_size, skip_broken=skip_broken)
+    if output is not None:
+        if report is not None:
+            raise typer.BadParameter("--report needs all maps, which --output does not keep: leave one out")
+        run_job(
+            model, data, output, json=json, device=device, batch_size=batch_size, resume=resume, part_size=part_size,
+            engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus,
+        )  # fmt: skip
+        return
+    run(
+        model,
+        Path(data),
+        json=json,
+        report=report,
+        device=device,
+        batch_size=batch_size,
+        skip_broken=skip_broken,
+    )
 
 
 def export(
@@ -263,6 +331,9 @@ def demo(
     run(output, quick=quick)
 
 
-app.command()(guarded(fit, after_interrupt="the same command with --resume continues"))
-for _command in (score, evaluate, prune, export, bench, stream, info, demo):
+_RESUME = "the same command with --resume continues"
+app.command()(guarded(fit, after_interrupt=_RESUME))
+app.command()(guarded(score, after_interrupt=f"with --output, {_RESUME}"))
+app.command()(guarded(evaluate, after_interrupt=f"with --output, {_RESUME}"))
+for _command in (prune, export, bench, stream, info, demo):
     app.command()(guarded(_command))

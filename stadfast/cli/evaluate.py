@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from .. import load, metrics
 from .._progress import progress
-from ..data import Sample, open_dataset, read_mask
+from ..data import Sample, open_dataset, read_mask, resize_mask
 from ..errors import DataError
 from ..methods import Detector
 from ..report import Record, write_report
@@ -84,7 +83,7 @@ def evaluate_detector(
         for files, out in detector.stream(unseen, batch_size=batch_size, skip_broken=skip_broken):
             for index, path in enumerate(files):
                 sample, plane = by_path[Path(str(path))], out.anomaly_map[index, 0]
-                mask = None if sample.mask is None else _resized(_mask_of(sample), plane.shape)
+                mask = None if sample.mask is None else resize_mask(_mask_of(sample), plane.shape)
                 value = float(out.pred_score[index])
                 records.append(Record(sample.image, sample.label or 0, sample.defect, value, plane, mask))
             job.advance(len(files))
@@ -156,13 +155,6 @@ def _mask_of(sample: Sample) -> Tensor:
             f"{sample.mask} is {rows} x {columns}, but its image {sample.image} is {height} x {width}"
         )
     return mask
-
-
-def _resized(mask: Tensor, size: Sequence[int]) -> Tensor:
-    if mask.shape == tuple(size):
-        return mask
-    share = interpolate(mask[None, None].float(), tuple(size), mode="bilinear", antialias=True)
-    return share[0, 0] > 0.5
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .decode import UnreadableImageError
     from .folders import Folder, MVTecLayout, Sample, list_images, open_dataset
-    from .images import IMAGE_EXTENSIONS, as_images, read_image, read_mask, to_float
+    from .images import IMAGE_EXTENSIONS, as_images, read_image, read_mask, resize_mask, to_float
     from .loading import ImageLoader, load_images
     from .synthetic import Defect, Material, write_material
 
@@ -26,6 +26,7 @@ _HOME = {
     "as_images": "images",
     "read_image": "images",
     "read_mask": "images",
+    "resize_mask": "images",
     "to_float": "images",
     "ImageLoader": "loading",
     "load_images": "loading",
@@ -49,6 +50,7 @@ __all__ = [
     "open_dataset",
     "read_image",
     "read_mask",
+    "resize_mask",
     "to_float",
     "write_material",
 ]

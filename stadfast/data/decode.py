@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -35,19 +36,22 @@ class UnreadableImageError(DataError):
         return type(self), (self.path, self.reason)
 
 
-def decode(path: Path) -> np.ndarray:
-    """File -> (H, W, C) uint8, uint16 or float32 with C in 1..4; failures become UnreadableImageError."""
+def decode(path: Path, contents: bytes | None = None) -> np.ndarray:
+    """File -> (H, W, C) uint8, uint16 or float32 with C in 1..4; failures become UnreadableImageError.
+
+    Where ``contents`` is given, the file is not opened: ``path`` only says what errors call it.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if contents is None else io.BytesIO(contents) as file:
             head = file.read(26)
             if not head:
                 raise UnreadableImageError(path, "the file is empty (0 bytes)")
             file.seek(0)
             with Image.open(file) as image:
                 deep_colour = image.format == "PNG" and head[24] == 16 and head[25] != 0
-                array = _decode_png16(path) if deep_colour and min(image.size) > 0 else None
+                array = _decode_png16(path, contents) if deep_colour and min(image.size) > 0 else None
                 return pixels(image) if array is None else array
     except (UnreadableImageError, MemoryError):
         raise
@@ -65,14 +69,14 @@ def decode(path: Path) -> np.ndarray:
         raise UnreadableImageError(path, f"damaged: {error}") from error
 
 
-def _decode_png16(path: Path) -> np.ndarray | None:
+def _decode_png16(path: Path, contents: bytes | None) -> np.ndarray | None:
     """16-bit colour and grey + alpha, of which Pillow drops 8 bits; None if torchvision has no decoder."""
     try:
         from torchvision.io import ImageReadMode, decode_image  # deprecated in torchvision 0.29
     except ImportError:
         warnings.warn(f"{path}: only the upper 8 of its 16 bits are read", stacklevel=4)
         return None
-    data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+    data = torch.frombuffer(bytearray(path.read_bytes() if contents is None else contents), dtype=torch.uint8)
     image = decode_image(data, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     return image.permute(1, 2, 0).numpy()
 

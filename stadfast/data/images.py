@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..errors import DataError
 from .decode import check_range, decode, pixels
@@ -23,7 +24,7 @@ _CHANNELS = (1, 3, 4)
 _DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
 
-def read_image(path: str | os.PathLike[str]) -> Tensor:
+def read_image(path: str | os.PathLike[str], contents: bytes | None = None) -> Tensor:
     """Read an image file as RGB.
 
     PNG, JPEG, TIFF, BMP, WebP and what else Pillow reads; grey, palette, 1-bit and CMYK become RGB, alpha is
@@ -35,6 +36,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
     Args:
         path: the file.
+        contents: what is in the file, if somebody has read it; ``path`` is then only its name.
 
     Returns:
         (3, H, W): uint8 for 8-bit files, float32 in [0, 1] for 16-bit and float files.
@@ -42,10 +44,10 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     Raises:
         UnreadableImageError: (a ``DataError``) no such file, damaged, not an image, too large, not finite.
     """
-    return _to_rgb(decode(Path(path)))
+    return _to_rgb(decode(Path(path), contents))
 
 
-def read_mask(path: str | os.PathLike[str]) -> Tensor:
+def read_mask(path: str | os.PathLike[str], contents: bytes | None = None) -> Tensor:
     """Read a ground-truth mask.
 
     A pixel is defective where its grey value lies above half of the range (127 for 8 bits). Where no pixel of
@@ -53,6 +55,7 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
 
     Args:
         path: the file; any format of :func:`read_image`.
+        contents: as there.
 
     Returns:
         (H, W) bool, true on defects.
@@ -60,7 +63,7 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
     Raises:
         UnreadableImageError: as :func:`read_image`.
     """
-    image = decode(Path(path))
+    image = decode(Path(path), contents)
     # The brightest channel, not luma: saturated colours (label palettes) must count as bright.
     grey = image[..., : 3 if image.shape[2] > 2 else 1].max(axis=2)
     half = 0.5 if grey.dtype.kind == "f" else np.iinfo(grey.dtype).max // 2
@@ -68,6 +71,14 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
     if not mask.any() and Path(path).suffix.lower() not in (".jpg", ".jpeg"):  # JPEG's black is noisy
         mask = grey > 0
     return torch.from_numpy(mask)
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask (H, W) bool at another size (h, w): the share of defective area in each pixel, cut at one half."""
+    if mask.shape == tuple(size):
+        return mask
+    share = interpolate(mask[None, None].float(), tuple(size), mode="bilinear", antialias=True)
+    return share[0, 0] > 0.5
 
 
 def to_float(image: Tensor) -> Tensor:

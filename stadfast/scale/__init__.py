@@ -1,0 +1,9 @@
+"""Archives that are too large for one process: scores as Parquet, in this process or on a Ray cluster (extra ``ray``).
+
+``docs/scale.md`` has the guide, what it costs, and what breaks first.
+"""
+
+from .engines import ENGINES, Cluster
+from .jobs import Summary, evaluate, score
+
+__all__ = ["ENGINES", "Cluster", "Summary", "evaluate", "score"]

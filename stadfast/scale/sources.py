@@ -1,0 +1,218 @@
+"""Where the images of a large job come from, cut into parts of a fixed order: the units of work, files and resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..data import IMAGE_EXTENSIONS, Sample, list_images
+from ..errors import DataError
+from .store import is_remote, list_files, local, needed, read_bytes
+
+_IMAGE, _PATH = "image", "path"  # a table's columns
+_LABELS = ("label", "defect", "mask")
+
+
+class Item(NamedTuple):
+    """One image of a job.
+
+    Attributes:
+        name: what the results call it.
+        image: its path or URL, or the file's contents.
+        label: 0 good, 1 defective, None unknown.
+        defect: the kind of defect.
+        mask: the ground truth's path, URL or contents.
+    """
+
+    name: str
+    image: str | bytes
+    label: int | None = None
+    defect: str | None = None
+    mask: str | bytes | None = None
+
+
+class Part(NamedTuple):
+    """Neighbours in a job's fixed order, scored by one worker and written to one file.
+
+    Attributes:
+        number: from 0.
+        size: number of images.
+        items: the images themselves; empty where a table has them.
+        table: path or URL of the Parquet file.
+        start: the first row in it.
+    """
+
+    number: int
+    size: int
+    items: tuple[Item, ...] = ()
+    table: str = ""
+    start: int = 0
+
+    def read(self) -> Iterator[Item]:
+        """The images, in order."""
+        return _rows(self.table, self.start, self.size) if self.table else iter(self.items)
+
+
+class Plan(NamedTuple):
+    """A job's parts.
+
+    Attributes:
+        parts: in order.
+        root: the folder that all names have in common.
+        fingerprint: changes with the images' names and order.
+    """
+
+    parts: list[Part]
+    root: str
+    fingerprint: str
+
+    @property
+    def images(self) -> int:
+        return sum(part.size for part in self.parts)
+
+
+def plan(sources: Sequence[str] | Sequence[Sample], part_size: int) -> Plan:
+    """Cut images into parts of ``part_size``; a table's last part may be smaller.
+
+    Args:
+        sources: labelled samples; or paths and URLs of images, of folders of images, of Parquet files, or of folders
+            of these. A table has a column ``image`` (the files' contents, or a struct with ``bytes``), or ``path``
+            (paths or URLs, relative ones to the table's folder), and where known ``label``, ``defect`` and ``mask``.
+        part_size: images a part.
+
+    Raises:
+        DataError: nothing there, or a table without these columns.
+    """
+    tables: list[str] = []
+    items: list[Item] = []
+    for source in sources:
+        if isinstance(source, Sample):
+            mask = None if source.mask is None else local(str(source.mask))
+            image = str(source.image)
+            items.append(Item(image, local(image), source.label, source.defect, mask))
+        elif found := _tables(source):
+            tables += found
+        else:
+            items += [Item(name, local(name)) for name in _images(source)]
+    parts: list[Part] = []
+    for begin in range(0, len(items), part_size):
+        some = tuple(items[begin : begin + part_size])
+        parts.append(Part(len(parts), len(some), some))
+    digest = hashlib.sha256(json.dumps([item.name for item in items]).encode())
+    for table in tables:
+        rows = _row_count(table)
+        digest.update(f"{table}:{rows}".encode())
+        for start in range(0, rows, part_size):
+            parts.append(Part(len(parts), min(part_size, rows - start), table=table, start=start))
+    if not parts:
+        raise DataError(f"no images in {', '.join(map(str, sources))}")
+    return Plan(parts, _common_folder([item.name for item in items]), digest.hexdigest()[:16])
+
+
+def _tables(source: str) -> list[str]:
+    """The Parquet files that a path or URL means; none if it means images."""
+    if source.endswith(".parquet"):
+        return [local(source)]
+    if is_remote(source):
+        return [name for name in list_files(source) if name.endswith(".parquet")]
+    folder = Path(local(source))
+    return sorted(str(path) for path in folder.glob("*.parquet")) if folder.is_dir() else []
+
+
+def _images(source: str) -> list[str]:
+    if not is_remote(source):
+        return [str(path) for path in list_images(source.removeprefix("file://"))]
+    found = [name for name in list_files(source) if name.lower().endswith(IMAGE_EXTENSIONS)]
+    if not found:
+        raise DataError(f"{source} holds no images; wanted files that end in {', '.join(IMAGE_EXTENSIONS)}")
+    return found
+
+
+def _common_folder(names: Sequence[str]) -> str:
+    """The longest prefix, in whole folders, of the first and the last in the alphabet, and so of all."""
+    if not names:
+        return ""
+    first, last = min(names), max(names)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[: first.rfind("/", 0, length) + 1]
+
+
+# -------------------------------------------------------------------------------------------- tables
+
+
+def _open(table: str) -> Any:
+    parquet = needed("pyarrow.parquet", "a Parquet table")
+    try:
+        if is_remote(table):
+            return parquet.ParquetFile(needed("fsspec", "a URL").open(table, "rb").open())
+        return parquet.ParquetFile(table)
+    except Exception as error:  # pyarrow's, or those of the store
+        raise DataError(f"{table}: {str(error).splitlines()[0]}") from error
+
+
+def _row_count(table: str) -> int:
+    with _open(table) as file:
+        names = file.schema_arrow.names
+        if _IMAGE not in names and _PATH not in names:
+            raise DataError(
+                f"{table} has the columns {', '.join(names)}; wanted {_IMAGE} (contents of files) or {_PATH}"
+            )
+        return file.metadata.num_rows
+
+
+def _rows(table: str, start: int, count: int) -> Iterator[Item]:
+    """Rows of a table, of which only the row groups that hold them are read, a few rows at a time."""
+    with _open(table) as file:
+        metadata = file.metadata
+        groups: list[int] = []
+        first = row = 0  # the first row of the first group that is needed
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group).num_rows
+            if row < start + count and row + rows > start:
+                first = first if groups else row
+                groups.append(group)
+            row += rows
+        columns = [name for name in (_IMAGE, _PATH, *_LABELS) if name in file.schema_arrow.names]
+        batches = file.iter_batches(64, row_groups=groups, columns=columns)
+        rows_in_order = (record for batch in batches for record in batch.to_pylist())
+        wanted = islice(rows_in_order, start - first, start - first + count)
+        for number, record in enumerate(wanted, start=start):
+            yield _item(record, table, number)
+
+
+def _item(record: dict[str, Any], table: str, number: int) -> Item:
+    image, path = _contents(record.get(_IMAGE)), record.get(_PATH)
+    label = record.get("label")
+    return Item(
+        name=path or f"{table}#{number}",
+        image=image if image is not None else _beside(path or "", table),
+        label=None if label is None else int(label),
+        defect=record.get("defect"),
+        mask=_beside(_contents(record.get("mask")), table),
+    )
+
+
+def _contents(cell: Any) -> Any:
+    return (
+        cell.get("bytes") if isinstance(cell, dict) else cell
+    )  # a struct, as Hugging Face's data sets have it
+
+
+def _beside(location: Any, table: str) -> Any:
+    """A relative path means a file in the table's folder."""
+    if not isinstance(location, str) or "://" in location or location.startswith("/"):
+        return location
+    return f"{table.rpartition('/')[0]}/{location}"
+
+
+def contents(image: str | bytes) -> bytes:
+    """The file behind an item.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return image if isinstance(image, bytes) else read_bytes(image)
