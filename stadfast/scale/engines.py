@@ -79,20 +79,38 @@ def run_on_ray(job: Job, parts: Sequence[Part], cluster: Cluster) -> Iterator[Re
         )  # fmt: skip
         try:
             for row in reports.iter_rows():
+                if failure := row.pop("failure"):
+                    raise StadfastError(failure)
                 yield Report(**row)
         except ray.exceptions.RayError as error:
-            raise _own(error) or StadfastError(f"Ray: {str(error).strip().splitlines()[-1]}") from error
+            raise StadfastError(f"Ray: {str(error).strip().splitlines()[0]}") from error
 
 
 class _Actor:
-    """A worker in Ray Data's form: batches of one row, which describes a part."""
+    """A worker in Ray Data's form: batches of one row, which describes a part.
+
+    Errors come back as rows: Ray would try again first, and then deliver a traceback's text.
+    """
 
     def __init__(self, job: Job) -> None:
-        self._scorer = PartScorer(job)
+        self._failure = ""
+        try:
+            self._scorer = PartScorer(job)
+        except Exception as error:
+            self._failure = _in_words(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        report = self._scorer(pickle.loads(batch["part"][0]))  # of our own making, see run_on_ray
-        return {name: [value] for name, value in vars(report).items()}
+        part: Part = pickle.loads(batch["part"][0])  # of our own making, see run_on_ray
+        report = Report(part.number)
+        try:
+            report = report if self._failure else self._scorer(part)
+        except Exception as error:
+            self._failure = _in_words(error)
+        return {name: [value] for name, value in [*vars(report).items(), ("failure", self._failure)]}
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, StadfastError) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -126,10 +144,3 @@ def _room(resources: dict[str, float], cluster: Cluster, device: str) -> tuple[f
             f"it has {cpus:g} cores and {all_gpus:g} GPUs"
         )
     return gpus, cluster.actors or fitting
-
-
-def _own(error: BaseException | None) -> StadfastError | None:
-    """The error of ours that Ray has wrapped, if there is one."""
-    while error is not None and not isinstance(error, StadfastError):
-        error = getattr(error, "cause", None) or error.__cause__
-    return error

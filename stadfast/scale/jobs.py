@@ -105,6 +105,7 @@ def score(
     _check(engine, part_size=part_size, batch_size=batch_size, readers=readers)
     needed("pyarrow.parquet", "--output")
     began = time.perf_counter()
+    model_header(model)  # a damaged one is found before anything starts
     planned = plan(sources, part_size)
     job = Job(
         model_name=_file_name(model), model=_contents(model), output=Store(output).location,
@@ -148,7 +149,7 @@ def evaluate(
     counts, store = LabelledCounts(), Store(output)
     for number in range(summary.parts):  # in order: sums of floating-point shares depend on it
         counts.add(store.read(state_file(number)))
-    return counts.figures(_header(model)), summary
+    return counts.figures(model_header(model)), summary
 
 
 def _check(engine: str, **numbers: int) -> None:
@@ -213,7 +214,7 @@ def _contents(model: str | os.PathLike[str]) -> bytes:
         raise BundleError(f"{os.fspath(model)}: {error.strerror or error}") from error
 
 
-def _header(model: str | os.PathLike[str]) -> dict[str, Any]:
+def model_header(model: str | os.PathLike[str]) -> dict[str, Any]:
     """The bundle's or the archive's word on thresholds and notes."""
     from ..methods.bundle import read_tensors
 
