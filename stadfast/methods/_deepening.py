@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from .hardware import Precision
 
 COMPACTNESS = ("pairs", "abs", "dims", "literal")
 _POSITIONS = 8  # of an image's rows and columns that one step of training looks at
+_ADAPTED = 16  # images that a network is adapted to before its training
 _TINY, _SMALLEST = 1e-6, 1e-12  # deviations below count as so much: of the largest, and at all
 
 
@@ -110,6 +111,7 @@ class DoctorTraining:
         self._patches, self._held_out, self._recipe = patches, held_out, recipe
         self._class_weight, self._batch_size = class_weight, batch_size
         generator = torch.Generator().manual_seed(recipe.seed)
+        doctor.adapt(patches.draw(_first(patches), torch.Generator().manual_seed(recipe.seed))[0].float())
         self._learning = _Stepped({
             "doctor": doctor,
             "decoder": _linear(patches.channels, generator),
@@ -174,6 +176,9 @@ class LevelTraining:
         self._recipe, self._precision, self._batch_size = recipe, precision, batch_size
         self._children = tree.family.levels[level]
         self._parents = sorted({tree.family.parents[child - 1] for child in self._children})
+        seen = positions_of(tree, images.batch(_first(images))[0].float())
+        for child in self._children:
+            tree.networks[child].adapt(seen)  # type: ignore[operator]
         self._learning = _Stepped({str(i): tree.networks[i] for i in self._children}).to(tree.mean.device)
         self.module: nn.Module = self._learning
         self.optimizer = recipe.adam(self.module)
@@ -230,6 +235,11 @@ class LevelTraining:
             first = int(torch.randint(side - length + 1, (1,), generator=generator))
             slices.append(slice(first, first + length))
         return images[..., slices[0], slices[1]]
+
+
+def _first(images: Sized) -> Tensor:
+    """Indices of the images that networks are adapted to."""
+    return torch.arange(min(_ADAPTED, len(images)))
 
 
 def autocast(images: Tensor, precision: Precision) -> torch.autocast:

@@ -13,6 +13,7 @@ from ..errors import UsageError
 
 DESCRIPTOR = 512  # channels
 _SLOPE = 5e-3  # of the LeakyReLU after every convolution
+_SMALLEST = 1e-4  # deviations below count as so much
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,31 @@ class PatchNetwork(nn.Module):
             if following is not None:  # the rising LeakyReLU and a maximum may change places: fewer pixels
                 x = F.leaky_relu(x, _SLOPE, inplace=True)
         return self.scalar(x)
+
+    @torch.no_grad()
+    def adapt(self, images: Tensor) -> None:
+        """Scale and shift every convolution so that on ``images`` its channels have deviation 1 and mean 0.
+
+        So that none begins on the flat side of its LeakyReLU for all of them: with as few channels as the last layers
+        have, such a network stands still for thousands of steps. (Kraehenbuehl et al. 2016, data-dependent
+        initializations; without their passes backwards.) The last layer's mean becomes 0.5, since its channels are
+        all that the descriptor has.
+        """
+        x = images
+        convs = [*self.convs, *([self.scalar] if self.architecture.scalar else [])]
+        layers = [*self.architecture.layers, *([(1, 1)] if self.architecture.scalar else [])]
+        for layer in layers:
+            if layer is None:
+                x = F.max_pool2d(x, 2)
+                continue
+            conv: nn.Conv2d = convs.pop(0)  # type: ignore[assignment]
+            x = conv(x)
+            mean, deviation = x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(_SMALLEST)
+            conv.weight.div_(deviation.view(-1, 1, 1, 1))
+            conv.bias.sub_(mean).div_(deviation)  # type: ignore[union-attr]
+            shift = 0.0 if convs else 0.5
+            conv.bias.add_(shift)  # type: ignore[union-attr]
+            x = F.leaky_relu((x - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1) + shift, _SLOPE)
 
     def forward(self, images: Tensor, stride: int) -> Tensor:
         """Descriptors (B, 512, h, w), see :meth:`codes`."""

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import FeatureStore
 from .hardware import Precision
 
-_SIDES = (0.1, 0.6)  # of a pasted rectangle, as shares of the patch
-_CONTRAST, _SHIFT = 0.4, 0.8  # how much its values may change, in units of the normalised image
+_SHARE = (0.02, 0.5)  # of a patch that is damaged
+_CONTRAST, _SHIFT, _TINT, _GRAIN = (
+    0.6,
+    1.0,
+    0.5,
+    0.3,
+)  # how much values may change, in units of the normalised image
 _SAMPLES = 256  # images from which the features' mean and deviation are taken
 
 
 class Patches:
     """Patches at random places, mirrored and turned, with their features and classes.
 
-    Without classes of the images, half of the patches are damaged (a piece of another patch, brighter or darker, is
-    pasted somewhere: Li et al. 2021, CutPaste), and there are two classes: good and damaged.
+    Without classes of the images, half of the patches are damaged (see :func:`_damage`), and there are two classes:
+    good and damaged.
 
     Args:
         images: the source, by index.
@@ -88,17 +94,34 @@ class Patches:
 
 
 def _damage(patch: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
-    """The patch with a rectangle of ``source`` in it, at another place and with other values."""
+    """The patch with something else where a smooth random field is high: of any shape, from specks to half of it.
+
+    What is there instead is, at random, a part of ``source`` with other values, one colour with some noise, or the
+    patch itself brighter or darker (as Zavrtanik et al. 2021, DRAEM, but without textures of other data sets).
+    """
+
+    def draw(low: float, high: float, count: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
     side = patch.shape[-1]
-    share = _SIDES[0] + (_SIDES[1] - _SIDES[0]) * torch.rand(2, generator=generator)
-    height, width = (share * side).round().clamp_min(1).long().tolist()
-    y, from_y = torch.randint(side - height + 1, (2,), generator=generator).tolist()
-    x, from_x = torch.randint(side - width + 1, (2,), generator=generator).tolist()
-    gain = 1 + _CONTRAST * (2 * float(torch.rand(1, generator=generator)) - 1)
-    shift = _SHIFT * (2 * torch.rand(1, generator=generator) - 1) + 0.3 * _SHIFT * (
-        2 * torch.rand(3, generator=generator) - 1
-    )
-    piece = source[:, from_y : from_y + height, from_x : from_x + width]
-    damaged = patch.clone()
-    damaged[:, y : y + height, x : x + width] = gain * piece + shift.to(patch.device).view(3, 1, 1)
-    return damaged
+    shape = _smooth(side, generator)
+    share = float(draw(*_SHARE))
+    damaged = (shape > shape.flatten().quantile(1 - share)).to(patch)
+    gain = 1 + float(draw(-_CONTRAST, _CONTRAST))
+    shift = (draw(-_SHIFT, _SHIFT) + draw(-_TINT, _TINT, 3)).to(patch.device).view(3, 1, 1)
+    kind = int(torch.randint(3, (1,), generator=generator))
+    if kind == 0:
+        y, x = torch.randint(side, (2,), generator=generator).tolist()
+        content = gain * source.roll((y, x), (1, 2)) + shift
+    elif kind == 1:
+        content = 1.5 * shift + _GRAIN * _smooth(side, generator).to(patch)
+    else:
+        content = gain * patch + shift
+    return patch + damaged * (content - patch)
+
+
+def _smooth(side: int, generator: torch.Generator) -> Tensor:
+    """(side, side): normal noise on a grid of 3 to 17 points a side, interpolated."""
+    points = 1 + 2 ** int(torch.randint(1, 5, (1,), generator=generator))
+    noise = torch.randn(1, 1, points, points, generator=generator)
+    return F.interpolate(noise, (side, side), mode="bicubic", align_corners=True)[0, 0]

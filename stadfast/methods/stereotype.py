@@ -92,7 +92,7 @@ class StereotypeDeepening(Detector):
         doctor_data: str | os.PathLike[str] | None = None,
         doctor_epochs: int = 40,
         patches_per_image: int = 16,
-        class_weight: float = 0.1,
+        class_weight: float = 1.0,
         mu: float = 1.0,
         compactness: str = "pairs",
         compactness_on: str = "students",

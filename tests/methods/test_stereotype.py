@@ -101,6 +101,19 @@ def test_networks_follow_from_their_seed() -> None:
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
+@pytest.mark.parametrize("architecture", EVERY, ids=lambda a: f"{a.patch}, code {a.code}")
+def test_adapted_networks_have_no_dead_channel(architecture: Architecture) -> None:
+    network, images = PatchNetwork(architecture, seed=2), 3 * random(2, 3, 96, 96) + 1
+    network.adapt(images)
+    codes = network.codes(images, architecture.stride)
+    if not architecture.scalar:  # before the LeakyReLU
+        codes = torch.where(codes < 0, codes / 5e-3, codes)
+    torch.testing.assert_close(
+        codes.mean((0, 2, 3)), torch.full((architecture.code,), 0.5), rtol=0, atol=1e-3
+    )
+    torch.testing.assert_close(codes.std((0, 2, 3)), torch.ones(architecture.code), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("architecture", [TINY, *EVERY], ids=lambda a: f"{a.patch}")
 @pytest.mark.parametrize("side", [64, 77, 100])
 def test_padding_gives_every_position_its_patch(architecture: Architecture, side: int) -> None:
