@@ -57,79 +57,108 @@ inline __attribute__((always_inline)) void restore_body(int64_t n, I* values) {
 SF_LEAVES(int16_t)
 SF_LEAVES(int32_t)
 
-struct Window {
-  int64_t size, stride, padding;
+// Along one axis of `extent` inputs.
+struct Axis {
+  int64_t size, stride, padding, extent;
   int64_t begin(int64_t out) const { return std::max<int64_t>(0, out * stride - padding); }
-  int64_t end(int64_t out, int64_t extent) const { return std::min(extent, out * stride - padding + size); }
+  int64_t end(int64_t out) const { return std::min(extent, out * stride - padding + size); }
+  int64_t outputs() const { return (extent + 2 * padding - size) / stride + 1; }
 };
+
+// Pixels whose channels are neighbours.
+struct Block {
+  Tensor tensor;
+  Layout layout;
+
+  template <class I>
+  const I* row(int64_t b, int64_t y) const {
+    return static_cast<const I*>(tensor.const_data_ptr()) + b * layout.batch_stride +
+           y * layout.width * layout.pixel_stride;
+  }
+};
+
+Block read(const Tensor& tensor) {
+  Block block{tensor, {}};
+  if (!find_layout(block.tensor, &block.layout) || block.layout.channel_stride != 1) {
+    block.tensor = torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
+    find_layout(block.tensor, &block.layout);
+  }
+  return block;
+}
+
+template <class I>
+void raise_row(const I* row, const Layout& in, I infinity, I* columns) {
+  if (in.pixel_stride == in.channels) return raise(row, in.width * in.channels, infinity, columns);
+  for (int64_t x = 0; x < in.width; ++x)
+    raise(row + x * in.pixel_stride, in.channels, infinity, columns + x * in.channels);
+}
 
 // One row of the result: the maximum down the columns first, in long loops, then along the row.
 template <class I>
-void pool_row(const I* image, const Layout& in, const Window& window, I infinity, int64_t y, int64_t out_width,
-              std::vector<I>& columns, I* out) {
-  constexpr I kSmallest = std::numeric_limits<I>::min();
-  const int64_t channels = in.channels, run = in.width * channels;
-  columns.assign(run, kSmallest);
-  for (int64_t row = window.begin(y); row < window.end(y, in.height); ++row) {
-    const I* source = image + row * in.width * in.pixel_stride;
-    if (in.pixel_stride == channels) {
-      raise(source, run, infinity, columns.data());
-    } else {
-      for (int64_t x = 0; x < in.width; ++x)
-        raise(source + x * in.pixel_stride, channels, infinity, columns.data() + x * channels);
-    }
-  }
-  std::fill(out, out + out_width * channels, kSmallest);
-  for (int64_t x = 0; x < out_width; ++x)
-    for (int64_t column = window.begin(x); column < window.end(x, in.width); ++column)
-      raise_keys(columns.data() + column * channels, channels, out + x * channels);
-  restore(out_width * channels, out);
+void pool_columns(const I* columns, const Axis& axis, int64_t channels, I* out) {
+  const int64_t width = axis.outputs();
+  std::fill(out, out + width * channels, std::numeric_limits<I>::min());
+  for (int64_t x = 0; x < width; ++x)
+    for (int64_t column = axis.begin(x); column < axis.end(x); ++column)
+      raise_keys(columns + column * channels, channels, out + x * channels);
+  restore(width * channels, out);
 }
 
+// `above`: the rows before those of `block`; may have none.
 template <class I>
-void pool(const Tensor& input, const Layout& in, const Window& window, I infinity, int64_t height, int64_t width,
-          Tensor& output) {
-  const I* source = static_cast<const I*>(input.const_data_ptr());
+void pool(const Block& above, const Block& block, const Axis& down, const Axis& along, I infinity, Tensor& output) {
   I* target = static_cast<I*>(output.mutable_data_ptr());
-  const int64_t row_elements = window.size * in.width * in.channels;
-  torch::stable::parallel_for(0, in.batch * height, std::max<int64_t>(1, kGrain / row_elements),
-                              [&](int64_t i, int64_t end) {
-                                std::vector<I> columns;
-                                for (; i < end; ++i)
-                                  pool_row(source + i / height * in.batch_stride, in, window, infinity, i % height,
-                                           width, columns, target + i * width * in.channels);
-                              });
+  const int64_t height = down.outputs(), channels = block.layout.channels, run = along.extent * channels;
+  const int64_t before = down.extent - block.layout.height;
+  const auto pool_rows = [&](int64_t i, int64_t end) {
+    std::vector<I> columns;
+    for (; i < end; ++i) {
+      columns.assign(run, std::numeric_limits<I>::min());
+      for (int64_t b = i / height, y = down.begin(i % height); y < down.end(i % height); ++y) {
+        const Block& source = y < before ? above : block;
+        raise_row(source.row<I>(b, y < before ? y : y - before), source.layout, infinity, columns.data());
+      }
+      pool_columns(columns.data(), along, channels, target + i * along.outputs() * channels);
+    }
+  };
+  torch::stable::parallel_for(0, block.layout.batch * height, std::max<int64_t>(1, kGrain / (down.size * run)),
+                              pool_rows);
 }
 
-// input: (B, C, H, W) -> (B, C, H', W'), channels_last, H' = (H + 2 padding - kernel) / stride + 1
-Tensor max_pool2d(Tensor input, int64_t kernel, int64_t stride, int64_t padding) {
+// input: (B, C, H, W), above: (B, C, A, W) or none -> (B, C, H', W'), channels_last; padding: rows, columns;
+// H' = (A + H + 2 padding - kernel) / stride + 1
+Tensor max_pool2d(Tensor input, std::optional<Tensor> above, int64_t kernel, int64_t stride,
+                  std::vector<int64_t> padding) {
   using torch::headeronly::MemoryFormat;
   SF_CHECK(input.dim() == 4, "max_pool2d: expected (B, C, H, W)");
-  SF_CHECK(kernel >= 1 && stride >= 1 && padding >= 0 && 2 * padding <= kernel,
+  SF_CHECK(kernel >= 1 && stride >= 1 && padding.size() == 2 && padding[0] >= 0 && 2 * padding[0] <= kernel &&
+               padding[1] >= 0 && 2 * padding[1] <= kernel,
            "max_pool2d: expected kernel, stride >= 1 and 0 <= padding <= kernel / 2");
-  SF_CHECK(input.size(1) >= 1 && input.size(1) < kMaxExtent && input.size(2) < kMaxExtent && input.size(3) < kMaxExtent,
-           "max_pool2d: too large");
-  const Window window{kernel, stride, padding};
-  const int64_t height = (input.size(2) + 2 * padding - kernel) / stride + 1;
-  const int64_t width = (input.size(3) + 2 * padding - kernel) / stride + 1;
-  SF_CHECK(input.size(2) + 2 * padding >= kernel && input.size(3) + 2 * padding >= kernel,
-           "max_pool2d: the window is larger than the padded input");
-  Layout layout;
-  if (!find_layout(input, &layout) || layout.channel_stride != 1) {
-    input = torch::stable::contiguous(input, MemoryFormat::ChannelsLast);
-    find_layout(input, &layout);
+  int64_t rows = input.size(2);
+  if (above) {
+    SF_CHECK(above->dim() == 4 && above->size(0) == input.size(0) && above->size(1) == input.size(1) &&
+                 above->size(3) == input.size(3) && above->scalar_type() == input.scalar_type(),
+             "max_pool2d: expected rows above of the input's batch, channels, width and dtype");
+    rows += above->size(2);
   }
-  Tensor output = torch::stable::empty({input.size(0), input.size(1), height, width}, input.scalar_type(), std::nullopt,
-                                       input.device(), std::nullopt, MemoryFormat::ChannelsLast);
+  SF_CHECK(input.size(1) >= 1 && input.size(1) < kMaxExtent && rows < kMaxExtent && input.size(3) < kMaxExtent,
+           "max_pool2d: too large");
+  const Axis down{kernel, stride, padding[0], rows}, along{kernel, stride, padding[1], input.size(3)};
+  SF_CHECK(rows + 2 * padding[0] >= kernel && input.size(3) + 2 * padding[1] >= kernel,
+           "max_pool2d: the window is larger than the padded input");
+  const Block block = read(input), before = above ? read(*above) : block;
+  Tensor output =
+      torch::stable::empty({input.size(0), input.size(1), down.outputs(), along.outputs()}, input.scalar_type(),
+                           std::nullopt, input.device(), std::nullopt, MemoryFormat::ChannelsLast);
   switch (input.scalar_type()) {
     case ScalarType::Float:
-      pool<int32_t>(input, layout, window, 0x7f800000, height, width, output);
+      pool<int32_t>(before, block, down, along, 0x7f800000, output);
       break;
     case ScalarType::Half:
-      pool<int16_t>(input, layout, window, 0x7c00, height, width, output);
+      pool<int16_t>(before, block, down, along, 0x7c00, output);
       break;
     case ScalarType::BFloat16:
-      pool<int16_t>(input, layout, window, 0x7f80, height, width, output);
+      pool<int16_t>(before, block, down, along, 0x7f80, output);
       break;
     default:
       SF_CHECK(false, "max_pool2d: expected float32, float16 or bfloat16");

@@ -19,7 +19,6 @@ from .network import Link, StripNetwork
 from .recording import (
     EXAMPLE,
     Node,
-    first_result,
     functional,
     height,
     keeps_rows,
@@ -38,7 +37,7 @@ _SAME = {
     "_to_copy",
 }  # other operators broadcast anyway
 _POINTWISE = {
-    "abs", "add", "clamp", "clamp_min", "div", "exp", "gelu", "hardswish", "hardtanh", "leaky_relu", "maximum",
+    "abs", "clamp", "clamp_min", "div", "exp", "gelu", "hardswish", "hardtanh", "leaky_relu", "maximum",
     "minimum", "mul", "neg", "pow", "relu", "sigmoid", "silu", "sqrt", "sub", "tanh",
 }  # fmt: skip
 _OVER_CHANNELS = {"amax", "linalg_vector_norm", "mean", "sum"}
@@ -80,6 +79,7 @@ class _Converter:
         }
         self.rows: list[Rows] = [Rows(Fraction(1))]
         self.layers: list[Layer] = []
+        self.deferred: set[Node] = set()  # convolutions that wait for what is added to them
         self.links: list[Link] = []
 
     def network(self) -> StripNetwork:
@@ -119,13 +119,22 @@ class _Converter:
 
     # ---------------------------------------------------------------- one operator each
 
-    def _convolution(self, node: Node) -> int:
+    def _convolution(self, node: Node) -> int | None:
+        addition = only_user(node)
+        transposed = node.args[6]
+        if not transposed and addition is not None and self._adds_features(addition):
+            if not any(other in self.deferred for other in addition.args[:2]):
+                self.deferred.add(node)  # the other addend may not have been seen yet
+                return None
+        return self._convolved(node, node, None)
+
+    def _convolved(self, node: Node, end: Node, residual: int | None) -> int:
+        """A convolution up to ``end``, which is itself, or an addition behind it."""
         source, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
         weight, bias = self.values[weight], None if bias is None else self.values[bias]
-        norm = self._norm_behind(node, foldable=not transposed or groups == 1)
-        if norm is not None:
-            weight, bias = self._fold(norm, weight, bias, 1 if transposed else 0)
-        last, activation = self._activation(node if norm is None else first_result(norm))
+        last, activation = self._activation(end)
+        if residual is not None and activation is not None and activation.name != "relu":
+            last, activation = end, None  # oneDNN knows no other behind a sum
         source, padding = self._padding(source, padding)
         rows = self.rows[source]
         layer: Layer
@@ -134,19 +143,45 @@ class _Converter:
             layer = TransposedConvolution(
                 rows, weight, bias, stride, dilation, groups, around, output_padding, activation
             )
-        else:
+            (out,) = self.add(layer, source)
+        elif residual is None:
             layer = Convolution(rows, weight, bias, stride, dilation, groups, padding, activation)
-        (out,) = self.add(layer, source)
+            (out,) = self.add(layer, source)
+        else:
+            added = self.rows[residual]
+
+            layer = Convolution(rows, weight, bias, stride, dilation, groups, padding, activation, added)
+            (out,) = self.add(layer, source, residual)
         self.values[last] = out
-        if norm is not None:
-            self.values[norm] = [out]
         return out
 
-    def _max_pool2d_with_indices(self, node: Node) -> list[int]:
+    def _add(self, node: Node) -> int:
+        convolution = next((a for a in node.args[:2] if a in self.deferred), None)
+        if convolution is None:
+            return self._pointwise(node)
+        (other,) = (a for a in node.args[:2] if a is not convolution)
+        return self._convolved(convolution, node, self.values[other])
+
+    def _adds_features(self, addition: Node) -> bool:
+        if operator_name(addition) != "add":
+            return False
+        left, right = addition.args[:2]
+        nodes = isinstance(left, fx.Node) and isinstance(right, fx.Node) and left is not right
+        return nodes and not addition.kwargs and left.meta["shape"] == right.meta["shape"]
+
+    def _slice(self, node: Node) -> int:
+        source, dim, start, end = (*node.args, 0, None, None)[:4]
+        if node.meta["shape"] == source.meta["shape"]:
+            return self.values[source]
+        if dim not in (1, -3) or node.args[4:] not in ((), (1,)):
+            raise UsageError(f"detector: its maps cannot be streamed: a slice along dimension {dim}")
+        return self._joined([self.values[source]], lambda x: x[:, start:end])
+
+    def _max_pool2d(self, node: Node) -> int:
         defaults: list[Any] = [None, None, [], [0, 0], [1, 1], False]
         source, kernel, stride, padding, dilation, _ = list(node.args) + defaults[len(node.args) :]
         source = self.values[source]
-        return self.add(MaxPool(self.rows[source], kernel, stride or kernel, dilation, padding), source)
+        return self.add(MaxPool(self.rows[source], kernel, stride or kernel, dilation, padding), source)[0]
 
     def _batch_norm(self, node: Node) -> list[int]:
         """Behind anything but a convolution."""
@@ -251,17 +286,6 @@ class _Converter:
             if value in ([], [0], [0.0]):
                 return self.values[inner], (left + columns, right + columns, top + rows, bottom + rows)
         return self.values[source], (columns, columns, rows, rows)
-
-    def _norm_behind(self, node: Node, foldable: bool) -> Node | None:
-        norm = only_user(node)
-        return norm if foldable and norm is not None and operator_name(norm) in _BATCH_NORMS else None
-
-    def _fold(self, norm: Node, weight: Tensor, bias: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
-        """The weights with those of the batch norm behind; ``dim`` is the weights' of the output channels."""
-        scale, shift = self._scale_and_shift(norm)
-        folded = weight.double() * scale.view([-1 if i == dim else 1 for i in range(4)])
-        shift = shift if bias is None else shift + bias.double() * scale
-        return folded.float(), shift.float()
 
     def _scale_and_shift(self, norm: Node) -> tuple[Tensor, Tensor]:
         """A batch norm at inference is ``x * scale + shift``; float64."""

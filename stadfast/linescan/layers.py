@@ -66,47 +66,18 @@ class Layer(nn.Module):
     Attributes:
         sources: the rows that it takes.
         outputs: the rows that it gives.
-        carried: per source, how many rows it keeps; 0 or less: none.
-        fill: what stands in carried rows at the start.
+        carried: per source, how many rows before the new ones it needs; below zero: so many of the new ones it skips.
         width: columns of the network's input.
     """
 
-    fill = 0.0
     width = 0
 
     def __init__(self, sources: Sequence[Rows], outputs: Sequence[Rows], carried: Sequence[int]) -> None:
         super().__init__()
         self.sources, self.outputs, self.carried = tuple(sources), tuple(outputs), tuple(carried)
 
-    @property
-    def carries(self) -> int:
-        """How many tensors it carries from step to step."""
-        return sum(rows > 0 for rows in self.carried)
-
-    def forward(
-        self, inputs: list[Tensor], carries: Sequence[Tensor | None], step: Step
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """(inputs, carried rows) -> (outputs, rows to carry on); None: rows before the strip."""
-        windows, kept = [], []
-        before = iter(carries)
-        for x, rows in zip(inputs, self.carried, strict=True):
-            if rows > 0:
-                start = next(before)
-                if start is None:
-                    start = self._before(x, rows)
-                x = torch.cat([start, x], dim=2)
-                kept.append(x[:, :, -rows:].clone())  # a view would keep the whole block alive
-            windows.append(x)
-        return self.compute(windows, step), kept
-
-    def _before(self, x: Tensor, rows: int) -> Tensor:
-        """What a strip begins with; laid out as all that follows, which takes over the layout of these rows."""
-        shape = (x.shape[0], x.shape[1], rows, x.shape[3])
-        empty = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        return empty.fill_(self.fill)
-
-    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
-        """The outputs from each source's carried and new rows."""
+    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
+        """The outputs from each source's carried and new rows; ``last``: nobody reads the windows afterwards."""
         raise NotImplementedError
 
 
@@ -122,7 +93,7 @@ class Pointwise(Layer):
         super().__init__(sources, [sources[0]._replace(delay=latest)], [latest - s.delay for s in sources])
         self.function = function
 
-    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
         return [self.function(*_wait(windows, self.carried))]
 
 
@@ -138,7 +109,7 @@ class Distance(Layer):
         )
         self.eps = eps
 
-    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
         both = _wait(windows, self.carried)
         return ops.pyramid_distance(both[: len(both) // 2], both[len(both) // 2 :], eps=self.eps)
 
@@ -178,7 +149,7 @@ class Bilinear(Layer):
         self.first = int(start * rate) - delay
         self.unseen = [int(end * source.rate) - source.delay for source in sources]
 
-    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
         levels = [
             self._within(x, i, step)[:, :, : x.shape[2] - unseen]
             for i, (x, unseen) in enumerate(zip(windows, self.unseen, strict=True))

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .layers import Layer, Rows, Step
+from .sliding import Convolution, MaxPool
 
 State = tuple[Tensor, ...]
 
@@ -47,6 +49,32 @@ class StripNetwork(nn.Module):
             for layer in layers for source, carried in zip(layer.sources, layer.carried, strict=True)
         )  # fmt: skip
         self._last_use = {value: i for i, link in enumerate(links) for value in link.sources}
+        self._carried = self._rows_to_carry()
+        self._in_parts = {
+            link.sources[0] for layer, link in self._chain
+            if isinstance(layer, MaxPool) and layer.carried[0] > 0 and layer.simple and self._uses(link.sources[0]) == 1
+        }  # fmt: skip
+        self._may_overwrite = [self._overwrites(i) for i in range(len(self._chain))]
+
+    def _rows_to_carry(self) -> dict[int, int]:
+        """By value: what the neediest of its readers needs, so that they share one window."""
+        carried: dict[int, int] = {}
+        for layer, link in self._chain:
+            for value, rows in zip(link.sources, layer.carried, strict=True):
+                carried[value] = max(rows, carried.get(value, 0))
+        return carried
+
+    def _overwrites(self, i: int) -> bool:
+        """Whether layer i may write its result over its last source: a copy of which nobody else has a view."""
+        value = self._chain[i][1].sources[-1]
+        made = next((layer for layer, link in self._chain if value in link.outputs), None)
+        fresh = self._carried[value] > 0 or isinstance(made, (Convolution, MaxPool))
+        readers = [layer for layer, link in self._chain if value in link.sources]
+        copied = value not in self._in_parts and all(isinstance(layer, Convolution) for layer in readers)
+        return fresh and copied and self._last_use[value] == i and self._chain[i][1].sources.count(value) == 1
+
+    def _uses(self, value: int) -> int:
+        return sum(link.sources.count(value) for _, link in self._chain)
 
     def set_width(self, width: int) -> None:
         for layer, _ in self._chain:
@@ -54,18 +82,38 @@ class StripNetwork(nn.Module):
 
     def forward(self, rows: Tensor, state: State | None, step: Step) -> tuple[Tensor, State]:
         """(B, 3, n, W) and what the steps before carried on (None: a new strip) -> (map rows, what to carry on)."""
-        values: dict[int, Tensor] = {0: rows}
-        carried: list[Tensor] = []
-        position = 0
+        kept: list[Tensor] = []
+        windows = {0: self._window(0, rows, state, kept)}
         for i, (layer, link) in enumerate(self._chain):
-            before: Sequence[Tensor | None] = [None] * layer.carries
-            if state is not None:
-                before = state[position : position + layer.carries]
-            position += layer.carries
-            outputs, kept = layer([values[source] for source in link.sources], before, step)
-            carried += kept
-            values.update(zip(link.outputs, outputs, strict=True))
+            parts = [self._part(windows, value, carried) for value, carried in zip(link.sources, layer.carried, strict=True)]
+            found = layer([x for part in parts for x in part], step, last=self._may_overwrite[i])
             for value in link.sources:  # the block of rows stays small enough for the cache
                 if self._last_use[value] == i:
-                    values.pop(value, None)
-        return values[self.output], tuple(carried)
+                    windows.pop(value, None)
+            for value, x in zip(link.outputs, found, strict=True):
+                windows[value] = self._window(value, x, state, kept)
+        return windows[self.output][-1], tuple(kept)
+
+    def _window(self, value: int, new: Tensor, state: State | None, kept: list[Tensor]) -> list[Tensor]:
+        """New rows behind the carried ones, as one tensor or in parts; ``kept`` gets what the next step needs."""
+        rows = self._carried.get(value, 0)
+        if rows == 0:
+            return [new]
+        before = _rows_before(new, rows) if state is None else state[len(kept)]
+        if value in self._in_parts and new.shape[2] >= rows:
+            kept.append(new[:, :, new.shape[2] - rows :].clone())
+            return [before, new]
+        window = torch.cat([before, new], dim=2)
+        kept.append(window[:, :, window.shape[2] - rows :].clone())  # a view would keep the whole block alive
+        return [window]
+
+    def _part(self, windows: dict[int, list[Tensor]], value: int, carried: int) -> list[Tensor]:
+        """A window, without rows that only others need."""
+        skipped = self._carried[value] - carried
+        return [x[:, :, skipped:] for x in windows[value]] if skipped else windows[value]
+
+
+def _rows_before(new: Tensor, rows: int) -> Tensor:
+    """Virtual rows; whatever is in them, no layer reads it."""
+    shape = (*new.shape[:2], rows, new.shape[3])
+    return torch.zeros(shape, dtype=new.dtype, device=new.device).to(memory_format=torch.channels_last)

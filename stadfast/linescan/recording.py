@@ -8,25 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..runtime.export import record_on_cpu
+from ..runtime.lowering import lower
+from ..runtime.siblings import join
 from .native import native_network
 
 Node = Any  # of torch.fx, whose types of arguments are a union of everything
 
-EXAMPLE = 256  # rows and columns; a multiple of every stride
+EXAMPLE = 128  # rows and columns; a multiple of every stride
 
 
 def record(network: nn.Module, downscale: int) -> fx.GraphModule:
-    """The operators of a network at native scale, with ``node.meta["val"]`` for the shapes."""
+    """The operators of a network at native scale, as the Scorer runs them: batch norm folded, siblings joined.
+
+    Its nodes have ``meta["shape"]`` and ``meta["dtype"]``.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     size = EXAMPLE * downscale
     example = torch.zeros(1, 3, EXAMPLE, EXAMPLE)
-    device = next(network.parameters()).device
-    with torch.no_grad():
-        trace = make_fx(
-            native_network(network, (size, size)), tracing_mode="fake", _allow_non_fake_inputs=True
-        )
-        return trace(example.to(device))
+    recorded = record_on_cpu(native_network(network, (size, size)), example)
+    trace = make_fx(lower(recorded, example.device), tracing_mode="fake", _allow_non_fake_inputs=True)
+    graph = trace(example)
+    for node in list(graph.graph.nodes):
+        _without_indices(node)
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            node.meta.update(shape=tuple(value.shape), dtype=value.dtype)
+    import os
+    if os.environ.get("JOIN", "1") == "1": join(graph)
+    return graph
+
+
+def _without_indices(node: Node) -> None:
+    """Max pooling as one value."""
+    if operator_name(node) == "max_pool2d_with_indices":
+        node.target = torch.ops.aten.max_pool2d.default
+        node.meta["val"] = node.meta["val"][0]
+        for item in list(node.users):
+            item.replace_all_uses_with(node)
+            node.graph.erase_node(item)
 
 
 def operator_name(node: Node) -> str:
@@ -57,4 +78,4 @@ def keeps_rows(node: Node) -> bool:
 
 
 def height(node: Any) -> int:
-    return int(node.meta["val"].shape[2])
+    return int(node.meta["shape"][2])

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
 from .layers import Layer, Rows, Step
 
 
@@ -18,29 +19,32 @@ class Sliding(Layer):
 
     Args:
         padding: (left, right, top, bottom).
+        others: further sources, of which row j takes row j.
     """
 
-    def __init__(self, source: Rows, reach: int, stride: int, padding: tuple[int, int, int, int]) -> None:
+    fill = 0.0  # what stands beyond the strip's ends
+
+    def __init__(
+        self, source: Rows, reach: int, stride: int, padding: tuple[int, int, int, int],
+        others: Sequence[Rows] = (),
+    ) -> None:  # fmt: skip
         top, bottom = padding[2:]
-        delay = -(-(source.delay + reach - top) // stride) - 1  # the first row that cannot be computed yet
+        earliest = -(-(source.delay + reach - top) // stride) - 1  # the first row that cannot be computed yet
+        delay = max([earliest, *(other.delay for other in others)])
         extra = (source.extra + top + bottom - reach) // stride + 1
         # Below zero: a kernel smaller than its stride skips rows of the step, which count all the same.
-        carried = stride * delay + top - source.delay
-        super().__init__([source], [Rows(source.rate / stride, delay, extra)], [carried])
-        self.columns = padding[:2]
+        carried = [stride * delay + top - source.delay, *(delay - other.delay for other in others)]
+        super().__init__([source, *others], [Rows(source.rate / stride, delay, extra)], carried)
+        self.reach, self.columns = reach, padding[:2]
 
-    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
-        window, carried = windows[0], self.carried[0]
-        before, behind = step.virtual(self.sources[0], max(carried, 0), window.shape[2])
+    def filled(self, window: Tensor, step: Step) -> Tensor:
+        """The window with what stands beyond the strip's ends in the place of virtual rows."""
+        before, behind = step.virtual(self.sources[0], self.carried[0], window.shape[2])
         if before or behind:
             window = window.clone()
             window[:, :, :before] = self.fill
             window[:, :, window.shape[2] - behind :] = self.fill
-        return [self.slide(window[:, :, -carried:] if carried < 0 else window)]
-
-    def slide(self, window: Tensor) -> Tensor:
-        """The layer without padding of the rows."""
-        raise NotImplementedError
+        return window
 
 
 class Activation(NamedTuple):
@@ -57,10 +61,13 @@ class Activation(NamedTuple):
 
 
 class Convolution(Sliding):
-    """A convolution (with the batch norm behind it in its weights) and its activation.
+    """A convolution (with the batch norm behind it in its weights), an addition and an activation.
 
-    On a CPU oneDNN does both in one operator, with the weights laid out once: blocks of a few rows are so small that
+    On a CPU oneDNN does all in one operator, with the weights laid out once: blocks of a few rows are so small that
     laying them out for each would cost as much as the convolution. Recorded steps have PyTorch's operators.
+
+    Args:
+        residual: what is added to the result.
     """
 
     weight: Tensor
@@ -69,33 +76,49 @@ class Convolution(Sliding):
     def __init__(
         self, source: Rows, weight: Tensor, bias: Tensor | None, stride: Sequence[int], dilation: Sequence[int],
         groups: int, padding: tuple[int, int, int, int], activation: Activation | None = None,
+        residual: Rows | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(source, dilation[0] * (weight.shape[2] - 1) + 1, stride[0], padding)
+        others = [] if residual is None else [residual]
+        reach = dilation[0] * (weight.shape[2] - 1) + 1
+        super().__init__(source, reach, stride[0], padding, others)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.stride, self.dilation, self.groups = list(stride), list(dilation), groups
         self.activation = activation
         self._laid_out: Tensor | None = None
 
-    def slide(self, window: Tensor) -> Tensor:
+    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
+        rows = int(step.rows * self.outputs[0].rate)
+        window = self.filled(windows[0], step).to(self.weight.dtype)
+        needed = (rows - 1) * self.stride[0] + self.reach
+        if window.shape[2] >= needed + self.stride[0]:  # the residual is later
+            window = window[:, :, :needed]
+        residual = windows[1][:, :, :rows] if len(windows) > 1 else None
         left, right = self.columns
         if left != right:
             window, left = F.pad(window, (left, right)), 0
-        window = window.to(self.weight.dtype)
         if window.device.type == "cpu" and not _recorded() and torch.backends.mkldnn.is_available():
-            return self._fused(window, [0, left])
+            return [self._fused(window, [0, left], residual, last)]
         x = F.conv2d(window, self.weight, self.bias, self.stride, (0, left), self.dilation, self.groups)
-        return x if self.activation is None else self.activation.function(x)
+        x = x if residual is None else x + residual
+        return [x if self.activation is None else self.activation.function(x)]
 
-    def _fused(self, window: Tensor, padding: list[int]) -> Tensor:
+    def _fused(self, window: Tensor, padding: list[int], residual: Tensor | None, last: bool) -> Tensor:
         rest = (padding, self.stride, self.dilation, self.groups)
         if self._laid_out is None:
             operator = torch.ops.mkldnn._reorder_convolution_weight
             self._laid_out = operator(self.weight, *rest, list(window.shape))
         name, numbers = ("none", ()) if self.activation is None else self.activation[1:]
-        return torch.ops.mkldnn._convolution_pointwise(
-            window, self._laid_out, self.bias, *rest, name, list(numbers), ""
+        if residual is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                window, self._laid_out, self.bias, *rest, name, list(numbers), ""
+            )
+        dense = residual.contiguous(memory_format=torch.channels_last)
+        total = dense if last or dense is not residual else residual.clone()
+        torch.ops.mkldnn._convolution_pointwise_.binary(
+            total, window, self._laid_out, self.bias, *rest, "add", 1.0, None if name == "none" else name, [], ""
         )
+        return total
 
 
 def _recorded() -> bool:
@@ -103,6 +126,12 @@ def _recorded() -> bool:
 
 
 class MaxPool(Sliding):
+    """Max pooling; its window may come in two parts, carried and new rows: a copy less of the largest features.
+
+    Attributes:
+        simple: what our own kernel can do, for which the parts may stay apart.
+    """
+
     fill = -math.inf
 
     def __init__(
@@ -112,9 +141,19 @@ class MaxPool(Sliding):
         rows, columns = padding
         super().__init__(source, dilation[0] * (kernel[0] - 1) + 1, stride[0], (columns, columns, rows, rows))
         self.kernel, self.stride, self.dilation = list(kernel), list(stride), list(dilation)
+        square = all(len(set(sides)) == 1 for sides in (kernel, stride))
+        self.simple = square and set(dilation) == {1}
 
-    def slide(self, window: Tensor) -> Tensor:
-        return F.max_pool2d(window, self.kernel, self.stride, (0, self.columns[0]), self.dilation)
+    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
+        above, rows = windows if len(windows) == 2 else (None, windows[0])
+        length = rows.shape[2] + (0 if above is None else above.shape[2])
+        if above is not None and (_recorded() or step.virtual(self.sources[0], self.carried[0], length) != (0, 0)):
+            above, rows = None, torch.cat([above, rows], dim=2)
+        if above is None:
+            rows = self.filled(rows, step)
+        if self.simple and not _recorded():
+            return [ops.max_pool2d(rows, self.kernel[0], self.stride[0], (0, self.columns[0]), above=above)]
+        return [F.max_pool2d(rows, self.kernel, self.stride, (0, self.columns[0]), self.dilation)]
 
 
 class TransposedConvolution(Layer):
@@ -138,7 +177,7 @@ class TransposedConvolution(Layer):
         self.columns = [0, padding[1]], [0, output_padding[1]]
         self.activation = activation
 
-    def compute(self, windows: list[Tensor], step: Step) -> list[Tensor]:
+    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
         window, carried = windows[0], self.carried[0]
         before, behind = step.virtual(self.sources[0], carried, window.shape[2])
         if before or behind:

@@ -43,8 +43,10 @@ def _(
 
 
 @torch.library.register_fake("stadfast::max_pool2d")
-def _(input: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    size = [(n + 2 * padding - kernel) // stride + 1 for n in input.shape[2:]]
+def _(input: Tensor, above: Tensor | None, kernel: int, stride: int, padding: list[int]) -> Tensor:
+    rows, columns = input.shape[2:]
+    rows += 0 if above is None else above.shape[2]
+    size = [(n + 2 * p - kernel) // stride + 1 for n, p in zip((rows, columns), padding, strict=True)]
     shape = (*input.shape[:2], *size)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 

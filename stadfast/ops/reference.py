@@ -71,5 +71,6 @@ def peer_distance(descriptors: list[Tensor], pairs: list[int], groups: list[int]
     return torch.stack([sum(group[1:], start=group[0]) for group in members], dim=1)
 
 
-def max_pool2d(input: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    return F.max_pool2d(input, kernel, stride, padding)
+def max_pool2d(input: Tensor, above: Tensor | None, kernel: int, stride: int, padding: list[int]) -> Tensor:
+    rows = input if above is None else torch.cat([above, input], dim=2)
+    return F.max_pool2d(rows, kernel, stride, padding)

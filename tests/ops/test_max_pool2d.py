@@ -66,7 +66,8 @@ def test_is_channels_last_and_does_not_depend_on_threads() -> None:
 
 def test_opcheck() -> None:
     x = features((2, 8, 9, 10), torch.float32, "cpu").contiguous(memory_format=torch.channels_last)
-    torch.library.opcheck(torch.ops.stadfast.max_pool2d, (x, 3, 2, 1))
+    above = x[:, :, :3]
+    torch.library.opcheck(torch.ops.stadfast.max_pool2d, (x, above, 3, 2, [0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -78,15 +79,34 @@ def test_opcheck() -> None:
         ((torch.ones(1, 2, 4, 4), 0, 2, 0), "kernel: expected a number from 1"),
         ((torch.ones(1, 2, 4, 4), 3, 2, 2), "padding: expected 0 to half"),
         ((torch.ones(1, 2, 4, 4), 7, 2, 1), "kernel: expected at most"),
+        ((torch.ones(1, 2, 4, 4), 3, 2, (1, 2)), "padding: expected 0 to half"),
     ],
 )
 def test_messages(arguments: tuple, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ops.max_pool2d(*arguments)
+    with pytest.raises(UsageError, match="above: expected the input's batch"):
+        ops.max_pool2d(torch.ones(1, 2, 4, 4), 3, 2, 1, above=torch.ones(1, 2, 4, 3))
 
 
-@pytest.mark.parametrize("arguments", [(0, 2, 0), (3, 0, 1), (3, 2, 2), (9, 2, 1)])
-def test_memory_is_safe_past_python(arguments: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("arguments", [(0, 2, [0, 0]), (3, 0, [1, 1]), (3, 2, [2, 2]), (9, 2, [1, 1])])
+def test_memory_is_safe_past_python(arguments: tuple[int, int, list[int]]) -> None:
     ops.backend()
     with pytest.raises(RuntimeError, match="stadfast: max_pool2d"):
-        torch.ops.stadfast.max_pool2d(torch.ones(1, 2, 4, 4), *arguments)
+        torch.ops.stadfast.max_pool2d(torch.ones(1, 2, 4, 4), None, *arguments)
+
+
+@pytest.mark.parametrize("above", [torch.ones(1, 2, 2, 5), torch.ones(1, 3, 2, 4), torch.ones(2, 2, 2, 4).half()])
+def test_memory_is_safe_past_rows_above(above: Tensor) -> None:
+    ops.backend()
+    with pytest.raises(RuntimeError, match="stadfast: max_pool2d"):
+        torch.ops.stadfast.max_pool2d(torch.ones(1, 2, 4, 4), above, 3, 2, [0, 1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [0, 1, 2, 5])
+@pytest.mark.parametrize("padding", [(0, 1), (1, 0), (1, 1)])
+def test_rows_above_are_rows_of_the_input(device: str, rows: int, padding: tuple[int, int]) -> None:
+    x = features((2, 6, 11, 8), torch.bfloat16, device).contiguous(memory_format=torch.channels_last)
+    found = ops.max_pool2d(x[:, :, rows:], 3, 2, padding, above=x[:, :, :rows])
+    assert torch.equal(found, F.max_pool2d(x, 3, 2, padding))
