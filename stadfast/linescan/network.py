@@ -30,65 +30,68 @@ class StripNetwork(nn.Module):
         rate: map rows per row of the input.
         delay: map rows that are missing when all input rows so far have been taken.
         settled: from so many rows on (and until the strip ends) no step sees a virtual row.
+        rows: of each value.
+        carrying: the values of which the state holds rows, in its order.
+        in_parts: the values whose carried and new rows need not be brought together.
+        overwrites: which layers may write their result over their last source.
     """
 
     def __init__(self, layers: Sequence[Layer], links: Sequence[Link], output: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self._chain = tuple(zip(layers, links, strict=True))
+        self.chain = tuple(zip(layers, links, strict=True))
         self.output = output
-        rows = [Rows(layers[0].sources[0].rate), *(r for layer in layers for r in layer.outputs)]
-        self.unit = math.lcm(*(r.rate.denominator for r in rows))
-        last = next(
-            layer.outputs[link.outputs.index(output)]
-            for layer, link in self._chain if output in link.outputs
-        )  # fmt: skip
-        self.rate, self.delay = last.rate, last.delay
+        self.rows = {0: Rows(layers[0].sources[0].rate)}
+        for layer, link in self.chain:
+            self.rows.update(zip(link.outputs, layer.outputs, strict=True))
+        self.unit = math.lcm(*(r.rate.denominator for r in self.rows.values()))
+        self.rate, self.delay = self.rows[output].rate, self.rows[output].delay
         self.settled = max(
             math.ceil((source.delay + max(carried, 0)) / source.rate)
             for layer in layers for source, carried in zip(layer.sources, layer.carried, strict=True)
         )  # fmt: skip
-        self._last_use = {value: i for i, link in enumerate(links) for value in link.sources}
+        self.last_use = {value: i for i, link in enumerate(links) for value in link.sources}
         self._carried = self._rows_to_carry()
-        self._in_parts = {
-            link.sources[0] for layer, link in self._chain
+        self.carrying = [value for value in self.rows if self._carried.get(value, 0) > 0]
+        self.in_parts = {
+            link.sources[0] for layer, link in self.chain
             if isinstance(layer, MaxPool) and layer.carried[0] > 0 and layer.simple and self._uses(link.sources[0]) == 1
         }  # fmt: skip
-        self._may_overwrite = [self._overwrites(i) for i in range(len(self._chain))]
+        self.overwrites = [self._overwrites(i) for i in range(len(self.chain))]
 
     def _rows_to_carry(self) -> dict[int, int]:
         """By value: what the neediest of its readers needs, so that they share one window."""
         carried: dict[int, int] = {}
-        for layer, link in self._chain:
+        for layer, link in self.chain:
             for value, rows in zip(link.sources, layer.carried, strict=True):
                 carried[value] = max(rows, carried.get(value, 0))
         return carried
 
     def _overwrites(self, i: int) -> bool:
         """Whether layer i may write its result over its last source: a copy of which nobody else has a view."""
-        value = self._chain[i][1].sources[-1]
-        made = next((layer for layer, link in self._chain if value in link.outputs), None)
+        value = self.chain[i][1].sources[-1]
+        made = next((layer for layer, link in self.chain if value in link.outputs), None)
         fresh = self._carried[value] > 0 or isinstance(made, (Convolution, MaxPool))
-        readers = [layer for layer, link in self._chain if value in link.sources]
-        copied = value not in self._in_parts and all(isinstance(layer, Convolution) for layer in readers)
-        return fresh and copied and self._last_use[value] == i and self._chain[i][1].sources.count(value) == 1
+        readers = [layer for layer, link in self.chain if value in link.sources]
+        copied = value not in self.in_parts and all(isinstance(layer, Convolution) for layer in readers)
+        return fresh and copied and self.last_use[value] == i and self.chain[i][1].sources.count(value) == 1
 
     def _uses(self, value: int) -> int:
-        return sum(link.sources.count(value) for _, link in self._chain)
+        return sum(link.sources.count(value) for _, link in self.chain)
 
     def set_width(self, width: int) -> None:
-        for layer, _ in self._chain:
+        for layer, _ in self.chain:
             layer.width = width
 
     def forward(self, rows: Tensor, state: State | None, step: Step) -> tuple[Tensor, State]:
         """(B, 3, n, W) and what the steps before carried on (None: a new strip) -> (map rows, what to carry on)."""
         kept: list[Tensor] = []
         windows = {0: self._window(0, rows, state, kept)}
-        for i, (layer, link) in enumerate(self._chain):
+        for i, (layer, link) in enumerate(self.chain):
             parts = [self._part(windows, value, carried) for value, carried in zip(link.sources, layer.carried, strict=True)]
-            found = layer([x for part in parts for x in part], step, last=self._may_overwrite[i])
+            found = layer([x for part in parts for x in part], step, last=self.overwrites[i])
             for value in link.sources:  # the block of rows stays small enough for the cache
-                if self._last_use[value] == i:
+                if self.last_use[value] == i:
                     windows.pop(value, None)
             for value, x in zip(link.outputs, found, strict=True):
                 windows[value] = self._window(value, x, state, kept)
@@ -100,7 +103,7 @@ class StripNetwork(nn.Module):
         if rows == 0:
             return [new]
         before = _rows_before(new, rows) if state is None else state[len(kept)]
-        if value in self._in_parts and new.shape[2] >= rows:
+        if value in self.in_parts and new.shape[2] >= rows:
             kept.append(new[:, :, new.shape[2] - rows :].clone())
             return [before, new]
         window = torch.cat([before, new], dim=2)

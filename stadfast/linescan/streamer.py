@@ -23,6 +23,7 @@ from .native import (
     graph_of,
 )  # fmt: skip
 from .network import State, StripNetwork
+from .steady import SteadySteps
 
 _ROWS_AT_ONCE = 64  # few enough that a block's features stay in the cache
 
@@ -79,6 +80,8 @@ class RowStreamer:
         network.to(dtype).to(memory_format=torch.channels_last)
         self.module = StripStep(prepare, network, width, rows_per_push).to(self._device).eval()
         self._block = rows_per_push or self.unit
+        self._steps: SteadySteps | None = None
+        self._cameras = 0
         self._pending: Tensor | None = None
         self._state: State | None = None
         self._taken = self._given = 0
@@ -173,7 +176,7 @@ class RowStreamer:
             raise UsageError(
                 f"state: the steady state needs {needed} rows and whole blocks of {self._block}, {self.rows} came"
             )
-        return self._state
+        return tuple(kept.clone() for kept in self._state)  # the next push writes into them
 
     @property
     def state_bytes(self) -> int:
@@ -182,13 +185,24 @@ class RowStreamer:
 
     # ---------------------------------------------------------------- details
 
+    def _steady(self, block: Tensor) -> tuple[Tensor, State]:
+        assert self._state is not None
+        if self._steps is None or self._cameras != block.shape[0]:
+            rows = block.shape[2] // self.module.prepare.downscale
+            self._steps, self._cameras = SteadySteps(self.module.network, rows, self._state), block.shape[0]
+        maps, state = self._steps(self.module.prepare(block), self._state)
+        return maps[:, :, :, : self.width], state
+
     @torch.no_grad()
     def _advance(self, rows: Tensor, total: int | None) -> Tensor:
         """Blocks of rows through the network; ``total`` rows of the strip, if it has ended."""
         maps = []
         at_once = self.rows_per_push or max(self.unit, _ROWS_AT_ONCE // self.unit * self.unit)
         for block in rows.split(at_once, dim=2) if rows.shape[2] else ():
-            found, self._state = self.module.at(block, self._state, self._taken, total)
+            if total is None and self._taken >= self.module.settled and block.shape[2] == at_once:
+                found, self._state = self._steady(block)
+            else:
+                found, self._state = self.module.at(block, self._state, self._taken, total)
             self._taken += block.shape[2]
             unborn = max(0, self._given - (self._taken - block.shape[2] - self.module.network.delay))
             maps.append(found[:, :, unborn:])
