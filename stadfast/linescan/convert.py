@@ -121,11 +121,10 @@ class _Converter:
 
     def _convolution(self, node: Node) -> int | None:
         addition = only_user(node)
-        transposed = node.args[6]
-        if not transposed and addition is not None and self._adds_features(addition):
-            if not any(other in self.deferred for other in addition.args[:2]):
-                self.deferred.add(node)  # the other addend may not have been seen yet
-                return None
+        added = not node.args[6] and addition is not None and self._adds_features(addition)  # 6: transposed
+        if added and not any(other in self.deferred for other in addition.args[:2]):  # type: ignore[union-attr]
+            self.deferred.add(node)  # the other addend may not have been seen yet
+            return None
         return self._convolved(node, node, None)
 
     def _convolved(self, node: Node, end: Node, residual: int | None) -> int:

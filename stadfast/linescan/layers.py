@@ -76,8 +76,17 @@ class Layer(nn.Module):
         super().__init__()
         self.sources, self.outputs, self.carried = tuple(sources), tuple(outputs), tuple(carried)
 
-    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
-        """The outputs from each source's carried and new rows; ``last``: nobody reads the windows afterwards."""
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
+        """The outputs from each source's carried and new rows.
+
+        Args:
+            windows: by source: carried and new rows.
+            step: which step of the strip this is.
+            last: nobody reads the last window afterwards, and the result may be written over its first rows.
+            into: where the result may be written as well.
+        """
         raise NotImplementedError
 
 
@@ -93,7 +102,9 @@ class Pointwise(Layer):
         super().__init__(sources, [sources[0]._replace(delay=latest)], [latest - s.delay for s in sources])
         self.function = function
 
-    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
         return [self.function(*_wait(windows, self.carried))]
 
 
@@ -109,7 +120,9 @@ class Distance(Layer):
         )
         self.eps = eps
 
-    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
         both = _wait(windows, self.carried)
         return ops.pyramid_distance(both[: len(both) // 2], both[len(both) // 2 :], eps=self.eps)
 
@@ -149,7 +162,9 @@ class Bilinear(Layer):
         self.first = int(start * rate) - delay
         self.unseen = [int(end * source.rate) - source.delay for source in sources]
 
-    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
         levels = [
             self._within(x, i, step)[:, :, : x.shape[2] - unseen]
             for i, (x, unseen) in enumerate(zip(windows, self.unseen, strict=True))

@@ -110,13 +110,17 @@ class Preparation(nn.Module):
         self.missing, self.downscale, self.dtype = columns - width, downscale, dtype
 
     def forward(self, rows: Tensor) -> Tensor:
+        return self.normalised(rows).to(self.dtype, memory_format=torch.channels_last)
+
+    def normalised(self, rows: Tensor) -> Tensor:
+        """The same, planar float32."""
         gain = self.gain / 255 if rows.dtype == torch.uint8 else self.gain
         x = torch.addcmul(self.offset, rows.float(), gain)
         if self.missing:
             x = F.pad(x, (0, self.missing, 0, 0), mode="replicate")
         if self.downscale > 1:
             x = F.avg_pool2d(x, self.downscale)
-        return x.to(self.dtype, memory_format=torch.channels_last)
+        return x
 
 
 def extend_rows(rows: Tensor, multiple: int) -> Tensor:

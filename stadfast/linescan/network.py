@@ -55,7 +55,8 @@ class StripNetwork(nn.Module):
         self.carrying = [value for value in self.rows if self._carried.get(value, 0) > 0]
         self.in_parts = {
             link.sources[0] for layer, link in self.chain
-            if isinstance(layer, MaxPool) and layer.carried[0] > 0 and layer.simple and self._uses(link.sources[0]) == 1
+            if isinstance(layer, MaxPool) and layer.simple and layer.carried[0] > 0
+            and self._uses(link.sources[0]) == 1
         }  # fmt: skip
         self.overwrites = [self._overwrites(i) for i in range(len(self.chain))]
 
@@ -88,32 +89,29 @@ class StripNetwork(nn.Module):
         kept: list[Tensor] = []
         windows = {0: self._window(0, rows, state, kept)}
         for i, (layer, link) in enumerate(self.chain):
-            parts = [self._part(windows, value, carried) for value, carried in zip(link.sources, layer.carried, strict=True)]
-            found = layer([x for part in parts for x in part], step, last=self.overwrites[i])
+            sources = zip(link.sources, layer.carried, strict=True)
+            found = layer([self._part(windows[v], v, c) for v, c in sources], step, last=self.overwrites[i])
             for value in link.sources:  # the block of rows stays small enough for the cache
                 if self.last_use[value] == i:
                     windows.pop(value, None)
             for value, x in zip(link.outputs, found, strict=True):
                 windows[value] = self._window(value, x, state, kept)
-        return windows[self.output][-1], tuple(kept)
+        return windows[self.output], tuple(kept)
 
-    def _window(self, value: int, new: Tensor, state: State | None, kept: list[Tensor]) -> list[Tensor]:
-        """New rows behind the carried ones, as one tensor or in parts; ``kept`` gets what the next step needs."""
+    def _window(self, value: int, new: Tensor, state: State | None, kept: list[Tensor]) -> Tensor:
+        """The carried and the new rows of a value; ``kept`` gets what the next step needs."""
         rows = self._carried.get(value, 0)
         if rows == 0:
-            return [new]
+            return new
         before = _rows_before(new, rows) if state is None else state[len(kept)]
-        if value in self.in_parts and new.shape[2] >= rows:
-            kept.append(new[:, :, new.shape[2] - rows :].clone())
-            return [before, new]
         window = torch.cat([before, new], dim=2)
         kept.append(window[:, :, window.shape[2] - rows :].clone())  # a view would keep the whole block alive
-        return [window]
+        return window
 
-    def _part(self, windows: dict[int, list[Tensor]], value: int, carried: int) -> list[Tensor]:
-        """A window, without rows that only others need."""
+    def _part(self, window: Tensor, value: int, carried: int) -> Tensor:
+        """A window without the rows that only other layers need."""
         skipped = self._carried[value] - carried
-        return [x[:, :, skipped:] for x in windows[value]] if skipped else windows[value]
+        return window[:, :, skipped:] if skipped else window
 
 
 def _rows_before(new: Tensor, rows: int) -> Tensor:

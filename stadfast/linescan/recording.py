@@ -35,8 +35,7 @@ def record(network: nn.Module, downscale: int) -> fx.GraphModule:
         value = node.meta.get("val")
         if isinstance(value, Tensor):
             node.meta.update(shape=tuple(value.shape), dtype=value.dtype)
-    import os
-    if os.environ.get("JOIN", "1") == "1": join(graph)
+    join(graph)
     return graph
 
 

@@ -20,6 +20,9 @@ class Sliding(Layer):
     Args:
         padding: (left, right, top, bottom).
         others: further sources, of which row j takes row j.
+
+    Attributes:
+        later: whether it waits for one of these.
     """
 
     fill = 0.0  # what stands beyond the strip's ends
@@ -35,7 +38,7 @@ class Sliding(Layer):
         # Below zero: a kernel smaller than its stride skips rows of the step, which count all the same.
         carried = [stride * delay + top - source.delay, *(delay - other.delay for other in others)]
         super().__init__([source, *others], [Rows(source.rate / stride, delay, extra)], carried)
-        self.reach, self.columns = reach, padding[:2]
+        self.reach, self.columns, self.later = reach, padding[:2], delay > earliest
 
     def filled(self, window: Tensor, step: Step) -> Tensor:
         """The window with what stands beyond the strip's ends in the place of virtual rows."""
@@ -87,28 +90,33 @@ class Convolution(Sliding):
         self.activation = activation
         self._laid_out: Tensor | None = None
 
-    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
         rows = int(step.rows * self.outputs[0].rate)
         window = self.filled(windows[0], step).to(self.weight.dtype)
-        needed = (rows - 1) * self.stride[0] + self.reach
-        if window.shape[2] >= needed + self.stride[0]:  # the residual is later
-            window = window[:, :, :needed]
+        if self.later:
+            window = window[:, :, : (rows - 1) * self.stride[0] + self.reach]
         residual = windows[1][:, :, :rows] if len(windows) > 1 else None
         left, right = self.columns
         if left != right:
             window, left = F.pad(window, (left, right)), 0
         if window.device.type == "cpu" and not _recorded() and torch.backends.mkldnn.is_available():
-            return [self._fused(window, [0, left], residual, last)]
+            return [self._fused(window, [0, left], residual, last, into)]
         x = F.conv2d(window, self.weight, self.bias, self.stride, (0, left), self.dilation, self.groups)
         x = x if residual is None else x + residual
         return [x if self.activation is None else self.activation.function(x)]
 
-    def _fused(self, window: Tensor, padding: list[int], residual: Tensor | None, last: bool) -> Tensor:
+    def _fused(
+        self, window: Tensor, padding: list[int], residual: Tensor | None, last: bool, into: Tensor | None
+    ) -> Tensor:
         rest = (padding, self.stride, self.dilation, self.groups)
         if self._laid_out is None:
             operator = torch.ops.mkldnn._reorder_convolution_weight
             self._laid_out = operator(self.weight, *rest, list(window.shape))
         name, numbers = ("none", ()) if self.activation is None else self.activation[1:]
+        if residual is None and into is not None and name in ("none", "relu") and _is_dense(into):
+            residual, last = into.zero_(), True  # writing zeros costs less than copying the result
         if residual is None:
             return torch.ops.mkldnn._convolution_pointwise(
                 window, self._laid_out, self.bias, *rest, name, list(numbers), ""
@@ -116,9 +124,22 @@ class Convolution(Sliding):
         dense = residual.contiguous(memory_format=torch.channels_last)
         total = dense if last or dense is not residual else residual.clone()
         torch.ops.mkldnn._convolution_pointwise_.binary(
-            total, window, self._laid_out, self.bias, *rest, "add", 1.0, None if name == "none" else name, [], ""
+            total,
+            window,
+            self._laid_out,
+            self.bias,
+            *rest,
+            "add",
+            1.0,
+            None if name == "none" else name,
+            [],
+            "",
         )
         return total
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _recorded() -> bool:
@@ -126,7 +147,7 @@ def _recorded() -> bool:
 
 
 class MaxPool(Sliding):
-    """Max pooling; its window may come in two parts, carried and new rows: a copy less of the largest features.
+    """Max pooling. In the steady state carried and new rows may come apart: a copy less of the largest features.
 
     Attributes:
         simple: what our own kernel can do, for which the parts may stay apart.
@@ -144,13 +165,10 @@ class MaxPool(Sliding):
         square = all(len(set(sides)) == 1 for sides in (kernel, stride))
         self.simple = square and set(dilation) == {1}
 
-    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
-        above, rows = windows if len(windows) == 2 else (None, windows[0])
-        length = rows.shape[2] + (0 if above is None else above.shape[2])
-        if above is not None and (_recorded() or step.virtual(self.sources[0], self.carried[0], length) != (0, 0)):
-            above, rows = None, torch.cat([above, rows], dim=2)
-        if above is None:
-            rows = self.filled(rows, step)
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
+        above, rows = windows if len(windows) == 2 else (None, self.filled(windows[0], step))
         if self.simple and not _recorded():
             return [ops.max_pool2d(rows, self.kernel[0], self.stride[0], (0, self.columns[0]), above=above)]
         return [F.max_pool2d(rows, self.kernel, self.stride, (0, self.columns[0]), self.dilation)]
@@ -177,7 +195,9 @@ class TransposedConvolution(Layer):
         self.columns = [0, padding[1]], [0, output_padding[1]]
         self.activation = activation
 
-    def forward(self, windows: list[Tensor], step: Step, *, last: bool = False) -> list[Tensor]:
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
         window, carried = windows[0], self.carried[0]
         before, behind = step.virtual(self.sources[0], carried, window.shape[2])
         if before or behind:

@@ -45,7 +45,9 @@ class SteadySteps:
                 elif value not in self._windows:
                     self._allocate(value, following, kept, counts[value])
             self._new = {
-                v: window[:, :, self._carried[v] :] for v, window in self._windows.items() if v not in self._parts
+                v: window[:, :, self._carried[v] :]
+                for v, window in self._windows.items()
+                if v not in self._parts
             }
             self.state = tuple(self._windows[v][:, :, :rows] for v, rows in self._carried.items())
             self._inputs = [
@@ -67,7 +69,7 @@ class SteadySteps:
                     windows.append(window)
                 if value in loose:
                     windows.append(loose[value][:, :, skipped:] if skipped else loose[value])
-            found = layer(windows, self.step, last=self._overwrites[i])
+            found = layer(windows, self.step, last=self._overwrites[i], into=self._new.get(link.outputs[0]))
             for value, x in zip(link.outputs, found, strict=True):
                 self._put(value, x, loose)
             for value in link.sources:
@@ -119,7 +121,9 @@ class SteadySteps:
             values.append(following[values[-1]])
         start = room = sum(self._carried[v] for v in values)
         shape = (*kept.shape[:2], room + rows, kept.shape[3])
-        memory = torch.empty(shape, dtype=kept.dtype, device=kept.device).to(memory_format=torch.channels_last)
+        memory = torch.empty(shape, dtype=kept.dtype, device=kept.device).to(
+            memory_format=torch.channels_last
+        )
         for v in values:
             start -= self._carried[v]
             self._windows[v] = memory[:, :, start : start + self._carried[v] + rows]

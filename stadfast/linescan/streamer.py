@@ -103,7 +103,7 @@ class RowStreamer:
         """
         check_rows(rows, self.width, self._pending)
         rows = rows.to(self._device, non_blocking=True)
-        if self._pending is not None:
+        if self._pending is not None and self._pending.shape[2]:
             rows = torch.cat([self._pending, rows], dim=2)
         whole = rows.shape[2] // self._block * self._block
         self._pending = rows[:, :, whole:].clone()
@@ -190,7 +190,7 @@ class RowStreamer:
         if self._steps is None or self._cameras != block.shape[0]:
             rows = block.shape[2] // self.module.prepare.downscale
             self._steps, self._cameras = SteadySteps(self.module.network, rows, self._state), block.shape[0]
-        maps, state = self._steps(self.module.prepare(block), self._state)
+        maps, state = self._steps(self.module.prepare.normalised(block), self._state)
         return maps[:, :, :, : self.width], state
 
     @torch.no_grad()

@@ -197,6 +197,16 @@ def test_a_defect_is_in_the_map_after_the_delay() -> None:
     assert changed[:60].max() < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("case", "batch"), [("resnet18", 1), ("resnet18-paper", 2), ("efficientnet_lite0", 1)]
+)
+def test_steady_steps_and_others_in_turn(case: str, batch: int) -> None:
+    """Blocks of the usual size go through memory made once, others do not; the state passes from one to the other."""
+    image = strip(620, 32, batch)
+    maps = torch.cat(stream(streamer(case, 32), image, [320, 64, 16, 128, 40, 24]), dim=2)
+    assert_equal(maps, whole(case, image))
+
+
 def test_cameras_of_a_batch_do_not_see_each_other() -> None:
     images = torch.cat([strip(70, 21, seed=1), strip(70, 21, seed=2)])
     both = torch.cat(stream(streamer(SMALL, 21), images, [17]), dim=2)
@@ -251,7 +261,7 @@ def steady() -> tuple[RowStreamer, Tensor, Tensor]:
     image = strip(256, 21)
     found.reset()
     found.push(image[:, :, :208])
-    before = tuple(t.clone() for t in found.state)
+    before = found.state
     expected = found.push(image[:, :, 208:])
     found._state = before
     return found, image[:, :, 208:], expected

@@ -96,7 +96,9 @@ def test_memory_is_safe_past_python(arguments: tuple[int, int, list[int]]) -> No
         torch.ops.stadfast.max_pool2d(torch.ones(1, 2, 4, 4), None, *arguments)
 
 
-@pytest.mark.parametrize("above", [torch.ones(1, 2, 2, 5), torch.ones(1, 3, 2, 4), torch.ones(2, 2, 2, 4).half()])
+@pytest.mark.parametrize(
+    "above", [torch.ones(1, 2, 2, 5), torch.ones(1, 3, 2, 4), torch.ones(2, 2, 2, 4).half()]
+)
 def test_memory_is_safe_past_rows_above(above: Tensor) -> None:
     ops.backend()
     with pytest.raises(RuntimeError, match="stadfast: max_pool2d"):
