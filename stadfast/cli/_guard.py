@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from ..errors import StadfastError
+from ..errors import StadfastError, UsageError
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
 
@@ -43,7 +43,10 @@ def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Calla
                 _close_pipe()
             if kwargs.get("debug"):
                 raise
-            say(f"error: {printable(error)}")
+            if not (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"):
+                say(
+                    f"error: {printable(error)}"
+                )  # of torchrun's processes, which have the same arguments, one says it
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
             if kwargs.get("debug"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data import open_dataset
 from ..errors import UsageError
-from ..methods import create
+from ..methods import create, distributed
 from ..methods.checkpoint import checkpoint_files
 from ._guard import printable, say
 from .score import warn_broken
@@ -23,23 +23,33 @@ def fit(
     data: Path, method: str, output: Path, *, resume: bool, skip_broken: bool, arguments: dict[str, Any]
 ) -> None:
     """Train, calibrate and save. While it runs, ``OUTPUT.checkpoint`` holds what ``--resume`` needs."""
-    check_output(output)
-    checkpoint = output.with_name(f"{output.name}.checkpoint")
-    unfinished = checkpoint_files(checkpoint)
-    if resume and output.exists() and not unfinished:
-        say(f"{printable(output)} is complete: there is nothing to resume")
-        return
-    if unfinished and not resume:
-        say(f"starting anew; --resume would continue from {printable(unfinished[-1])}")
-    detector = create(method, **arguments)
-    with _log_to_stderr():
-        detector.fit(open_dataset(data), checkpoint=checkpoint, resume=resume, skip_broken=skip_broken)
-    detector.save(output)
-    for file in checkpoint_files(checkpoint):
-        file.unlink(missing_ok=True)
+    with distributed.joined(arguments["device"]) as device:
+        checkpoint = output.with_name(f"{output.name}.checkpoint")
+        if distributed.on_main(lambda: _is_complete(output, checkpoint, resume)):
+            return
+        detector = create(method, **(arguments | {"device": device}))
+        with _log_to_stderr():
+            detector.fit(open_dataset(data), checkpoint=checkpoint, resume=resume, skip_broken=skip_broken)
+        if not distributed.is_main():
+            return
+        detector.save(output)
+        for file in checkpoint_files(checkpoint):
+            file.unlink(missing_ok=True)
     warn_broken(detector.broken_)
     last = detector.history_[-1]
     print(f"{printable(output)}: {method}, {last.epoch} epochs, threshold {detector.threshold_:.4g}")
+
+
+def _is_complete(output: Path, checkpoint: Path, resume: bool) -> bool:
+    """Whether there is nothing to resume; says so, or what an earlier run has left."""
+    check_output(output)
+    unfinished = checkpoint_files(checkpoint)
+    if resume and output.exists() and not unfinished:
+        say(f"{printable(output)} is complete: there is nothing to resume")
+        return True
+    if unfinished and not resume:
+        say(f"starting anew; --resume would continue from {printable(unfinished[-1])}")
+    return False
 
 
 def parse_size(text: str) -> int | tuple[int, int]:
@@ -79,7 +89,10 @@ def check_output(output: Path) -> None:
 
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
-    """The library's log (device, precision, cache) for the person who waits."""
+    """The library's log (device, precision, cache) for the person who waits; of several processes, the first one's."""
+    if not distributed.is_main():
+        yield
+        return
     logger, level = logging.getLogger("stadfast"), logging.getLogger("stadfast").level
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("stadfast: %(message)s"))

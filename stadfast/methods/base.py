@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..backbones import DEFAULT_WEIGHTS, FeaturePyramid, create_backbone, freeze
 from ..errors import DataError, StadfastError, UsageError
+from . import distributed
 from .bundle import write_tensors
 from .calibration import threshold_of
 from .graph import Prediction, Preprocess, ScoringGraph
@@ -61,6 +62,7 @@ class Detector:
 
     method: ClassVar[str]
     image_score: ClassVar[str] = "maximum of the map"
+    data_parallel: ClassVar[bool] = True  # whether the mean of the images' losses is the batch's loss
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights",)  # a bundle names their files, not their folders
 
     def __init__(
@@ -153,6 +155,7 @@ class Detector:
             weights cannot be had. BundleError: the checkpoint belongs to another run.
         """
         self._check_arguments()
+        self._check_processes()
         images = training_images(data)
         self.broken_: list[tuple[Path, str]] = []
         self.notes_: list[str] = []
@@ -164,7 +167,7 @@ class Detector:
         options = TrainingOptions(
             epochs=self.epochs, batch_size=self.batch_size, seed=self.seed, patience=self.patience,
             checkpoint=Path(checkpoint) if checkpoint else None, resume=resume, identity=identity,
-            callbacks=callbacks, show_progress=show_progress,
+            callbacks=callbacks, show_progress=show_progress and distributed.is_main(),
         )  # fmt: skip
         with deterministic_algorithms(self.deterministic):
             graph = ScoringGraph(*self._build(pretrained=True)).to(device)
@@ -389,6 +392,18 @@ class Detector:
     def _identity(self) -> dict[str, Any]:
         arguments = self._described_arguments()
         return {name: value for name, value in arguments.items() if name not in _RUN_ARGUMENTS}
+
+    def _check_processes(self) -> None:
+        count = distributed.size()
+        if count > 1 and not self.data_parallel:
+            raise UsageError(
+                f"{self.method} cannot be trained by several processes, as its losses compare the images of a batch "
+                "with each other: run it without torchrun"
+            )
+        if self.batch_size < count:
+            raise UsageError(
+                f"batch_size: expected at least {count}, the number of processes, got {self.batch_size}"
+            )
 
     def _check_arguments(self) -> None:
         for name in ("epochs", "batch_size"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._progress import progress
 from ..errors import UsageError
+from . import distributed
 from .graph import Preprocess
 from .hardware import Precision, available_memory
 from .sources import Images, read_resized
@@ -92,9 +93,10 @@ class FeatureStore:
 
     def _choose(self, shapes: list[tuple[int, ...]], budget_gb: float | None) -> str:
         size = sum(torch.Size(s).numel() for s in shapes) * self._precision.dtype.itemsize * len(self._images)
-        free = available_memory(self._device)
+        users = distributed.processes_here()
+        free = available_memory(self._device) / (users if self._device.type == "cpu" else 1)
         budget = _SHARE_OF_MEMORY * free if budget_gb is None else budget_gb * 1e9
-        disk = _SHARE_OF_DISK * shutil.disk_usage(tempfile.gettempdir()).free
+        disk = _SHARE_OF_DISK * shutil.disk_usage(tempfile.gettempdir()).free / users
         kept = "memory" if size <= budget else "disk" if size <= disk else "recomputed"
         logger.info(
             "teacher features of %d images, %.2f GB: %s (budgets: memory %.1f GB, disk %.1f GB)",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from .base import Detector
+from .distributed import on_main
 from .features import FeatureStore
 from .graph import Preprocess, ScoringGraph
 from .hardware import Precision
@@ -190,7 +191,7 @@ class _Cloning:
         self._precision, self._batch_size = precision, detector.batch_size
         self._weights = network.loss_weights
         if self._weights.isnan().any():
-            self._weights[0] = self._initial_ratio()
+            self._weights[0] = on_main(lambda: self._initial_ratio().item())
 
     def __len__(self) -> int:
         return len(self._images)

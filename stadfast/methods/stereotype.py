@@ -78,6 +78,7 @@ class StereotypeDeepening(Detector):
     """
 
     method: ClassVar[str] = "stereotype"
+    data_parallel: ClassVar[bool] = False
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights", "doctor_data")
 
     def __init__(

@@ -13,6 +13,7 @@ from .. import ops
 from ..backbones import FeaturePyramid, create_backbone
 from ..errors import UsageError
 from .base import Detector
+from .distributed import batch_images
 from .features import FeatureStore
 from .graph import Preprocess, ScoringGraph
 from .hardware import Precision
@@ -199,8 +200,8 @@ class _Imitation(Imitation):
 
     def _loss(self, student: Pyramid, teacher: Pyramid) -> Tensor:
         per_level = [d.mean() for d in ops.pyramid_distance(student, teacher)]
-        factor = self._variant.loss_factor * (len(student[0]) if self._variant.sum_over_batch else 1)
-        return factor * torch.stack(per_level).sum()
+        images = batch_images(len(student[0])) if self._variant.sum_over_batch else 1
+        return self._variant.loss_factor * images * torch.stack(per_level).sum()
 
     def _maps(self, student: Pyramid, teacher: Pyramid) -> Tensor:
         return self._network.maps(student, teacher)

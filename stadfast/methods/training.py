@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._progress import Progress, progress
 from ..errors import StadfastError
+from . import distributed
 from .checkpoint import TrainingState, read_checkpoint, write_checkpoint
 
 logger = logging.getLogger("stadfast")
@@ -115,6 +116,7 @@ def train(trainee: Trainee, options: TrainingOptions) -> list[EpochRecord]:
         BundleError: the checkpoint belongs to another run.
     """
     state = _starting_state(trainee, options)
+    parallel = distributed.DataParallel(trainee.module)
     steps = math.ceil(len(trainee) / options.batch_size)
     written, cost = time.monotonic(), 0.0
     with progress(
@@ -124,18 +126,19 @@ def train(trainee: Trainee, options: TrainingOptions) -> list[EpochRecord]:
         show=options.show_progress,
     ) as job:
         while len(state.history) < options.epochs and not _exhausted(state, options.patience):
-            record = _run_epoch(trainee, len(state.history) + 1, options, job)
+            record = _run_epoch(trainee, parallel, len(state.history) + 1, options, job)
             state.history.append(asdict(record))
             if record.validation is not None and (state.best is None or record.validation < state.best_value):
                 state.best_value, state.best = record.validation, _copy(trainee.module)
-            if options.checkpoint and time.monotonic() - written >= cost / _CHECKPOINT_OVERHEAD:
+            due = time.monotonic() - written >= cost / _CHECKPOINT_OVERHEAD
+            if options.checkpoint and distributed.is_main() and due:
                 begun = time.monotonic()
                 write_checkpoint(options.checkpoint, trainee, state, options.identity)
                 written = time.monotonic()
                 cost = written - begun
             for callback in options.callbacks:
                 callback(record)
-    if options.checkpoint:
+    if options.checkpoint and distributed.is_main():
         write_checkpoint(options.checkpoint, trainee, state, options.identity)
     if state.best is not None:
         trainee.module.load_state_dict(state.best)
@@ -160,13 +163,29 @@ def summary(history: Sequence[EpochRecord]) -> dict[str, Any]:
 
 
 def _starting_state(trainee: Trainee, options: TrainingOptions) -> TrainingState:
-    if options.resume and options.checkpoint:
-        if options.checkpoint.exists():
-            state = read_checkpoint(options.checkpoint, trainee, options.identity)
-            logger.info("resuming after epoch %d of %d", len(state.history), options.epochs)
-            return state
+    if not (options.resume and options.checkpoint):
+        return TrainingState()
+    found = distributed.on_main(lambda: _read(trainee, options))
+    if found is None:
+        return TrainingState()
+    state, module, optimizer = found
+    if not distributed.is_main():
+        trainee.module.load_state_dict(module)
+        trainee.optimizer.load_state_dict(optimizer)
+    return state
+
+
+def _read(
+    trainee: Trainee, options: TrainingOptions
+) -> tuple[TrainingState, dict[str, Any], dict[str, Any]] | None:
+    """What the checkpoint holds, if there is one; the trainee continues from it."""
+    assert options.checkpoint is not None
+    if not options.checkpoint.exists():
         logger.info("nothing to resume at %s: starting from the beginning", os.fspath(options.checkpoint))
-    return TrainingState()
+        return None
+    state = read_checkpoint(options.checkpoint, trainee, options.identity)
+    logger.info("resuming after epoch %d of %d", len(state.history), options.epochs)
+    return state, trainee.module.state_dict(), trainee.optimizer.state_dict()
 
 
 def _exhausted(state: TrainingState, patience: int | None) -> bool:
@@ -176,29 +195,42 @@ def _exhausted(state: TrainingState, patience: int | None) -> bool:
     return len(values) - 1 - values.index(min(values)) >= patience
 
 
-def _run_epoch(trainee: Trainee, epoch: int, options: TrainingOptions, job: Progress) -> EpochRecord:
+def _run_epoch(
+    trainee: Trainee, parallel: distributed.DataParallel, epoch: int, options: TrainingOptions, job: Progress
+) -> EpochRecord:
     start = time.monotonic()
     trainee.module.train()
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)
     order = torch.randperm(len(trainee), generator=generator)
     total = 0.0
-    for step, indices in enumerate(order.split(options.batch_size), start=1):
-        loss = trainee.loss(indices)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise StadfastError(
-                f"training diverged: the loss of epoch {epoch}, step {step} is {value}; "
-                "lower the learning rate, or use precision fp32"
-            )
-        trainee.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        trainee.optimizer.step()
-        total += value * len(indices)
-        job.advance(note=f"epoch {epoch}/{options.epochs}, loss {value:.4g}")
+    with parallel.steps(trainee):
+        for step, indices in enumerate(order.split(options.batch_size), start=1):
+            value = _step(trainee, indices)
+            if not math.isfinite(value):
+                raise StadfastError(
+                    f"training diverged: the loss of epoch {epoch}, step {step} is {value}; "
+                    "lower the learning rate, or use precision fp32"
+                )
+            total += value * len(indices)
+            job.advance(note=f"epoch {epoch}/{options.epochs}, loss {value:.4g}")
     trainee.module.eval()
     with torch.no_grad():
-        validation = trainee.validate()
+        validation = distributed.on_main(trainee.validate)
     return EpochRecord(epoch, total / len(trainee), validation, time.monotonic() - start, options.name)
+
+
+def _step(trainee: Trainee, indices: Tensor) -> float:
+    """One step of the optimiser, and the batch's mean loss before it; no step where that is not finite."""
+    mine, weight = distributed.share(indices)
+    loss = trainee.loss(mine)
+    value = distributed.total(weight * loss.item(), loss)
+    if math.isfinite(value):
+        trainee.optimizer.zero_grad(set_to_none=True)
+        (
+            loss * (weight * distributed.size())
+        ).backward()  # DistributedDataParallel takes the mean of the processes
+        trainee.optimizer.step()
+    return value
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
