@@ -170,8 +170,8 @@ def soak(lines: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         journal = JsonLines(Path(folder) / "events.jsonl", fsync="second")
         inspector = Inspector(
-            Brightness, ArraySource(web, 512, repeat=lines // len(web)), [journal, memory],
-            threshold=0.5, rows_per_push=512, status_every=0.5,
+            Brightness, ArraySource(web, 64, repeat=lines // len(web)), [journal, memory],
+            threshold=0.5, rows_per_push=64, status_every=0.1,
         )  # fmt: skip
         status = inspector.run()
         written = sum('"type": "defect"' in line for line in (Path(folder) / "events.jsonl").open())
@@ -179,7 +179,7 @@ def soak(lines: int) -> dict[str, Any]:
     late = [mib for at, mib in memory.samples if at >= lines * 0.9]
     assert written == status.defects, (written, status.defects)
     return {
-        "case": {"what": "soak", "lines": status.lines, "width": WIDTH, "rows_per_push": 512},
+        "case": {"what": "soak", "lines": status.lines, "width": WIDTH, "rows_per_push": 64},
         "seconds": round(status.seconds, 1), "lines_per_second": round(status.line_rate), "defects": status.defects,
         "lost": status.lost, "resident_mib_first_tenth": round(float(np.median(early)), 1),
         "resident_mib_last_tenth": round(float(np.median(late)), 1),
