@@ -303,13 +303,18 @@ def test_info_tells_the_backend_and_a_models_facts(model):
 def test_demo_goes_the_whole_way(tmp_path, monkeypatch):
     from stadfast.cli import demo
 
-    monkeypatch.setattr(demo, "QUICK", demo.Plan(train=8, test_good=2, test_per_defect=1, epochs=1))
+    monkeypatch.setattr(demo, "QUICK", demo.Plan(8, 2, 1, epochs=1, web_seconds=2, web_defects=2))
     result = run("demo", "--quick", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert "plain PyTorch" in result.stdout
     assert {"material", "model.safetensors", "figures.json"} <= {path.name for path in tmp_path.iterdir()}
     assert len(list((tmp_path / "heatmaps").rglob("*.png"))) == 5
     assert "Generated woven material" in (tmp_path / "report.html").read_text()
+    assert re.search(r"^all +\d +\d ", result.stdout, re.MULTILINE)
+    figures = json.loads((tmp_path / "stream.json").read_text())
+    assert figures["lines"] + figures["lines_lost"] == 2000
+    assert figures["injected"] == 2
+    assert (tmp_path / "stream.png").exists()
 
 
 def test_json_has_no_nan():

@@ -19,6 +19,7 @@ from ..methods import Detector
 from ..report import Record, write_overview, write_report
 from ._guard import say
 from ._output import picture_names, write_json
+from .demo_stream import demo_stream
 from .evaluate import evaluate_detector, print_figures
 from .info import model_facts
 from .score import write_heatmap
@@ -26,22 +27,28 @@ from .score import write_heatmap
 _SIZE = (128, 128)
 _BATCH_SIZE = 8  # small, so that few images make enough steps
 _PICTURES_PER_TYPE = 3
+_LINE_RATE = 1000.0  # of the web, lines a second
 
 
 class Plan(NamedTuple):
-    """Numbers of images, and of epochs."""
+    """Numbers of images, of epochs, and of seconds and defects of the web."""
 
     train: int
     test_good: int
     test_per_defect: int
     epochs: int
+    web_seconds: float
+    web_defects: int
 
 
-FULL, QUICK = Plan(120, 24, 12, 20), Plan(40, 10, 4, 6)
+FULL, QUICK = Plan(120, 24, 12, 20, 25, 25), Plan(40, 10, 4, 6, 10, 10)
 
 
 def demo(output: Path, *, quick: bool) -> None:
-    """Write the material, the model, ``figures.json``, ``overview.png``, heat maps and ``report.html`` to a folder."""
+    """Write the material, the model, ``figures.json``, ``overview.png``, heat maps and ``report.html`` to a folder.
+
+    Then inspect a web of the same material: ``stream.json``, ``stream.png``, ``events.jsonl`` and ``defects``.
+    """
     start = time.monotonic()
     say("generating a woven material with slubs, scratches, stains and holes")
     plan = QUICK if quick else FULL
@@ -74,7 +81,11 @@ def demo(output: Path, *, quick: bool) -> None:
         f"{fused * 1e6:.0f} us fused ({ops.backend().name}), {plain * 1e6:.0f} us in plain PyTorch, "
         f"{plain / fused:.1f} times as fast"
     )
-    print(f"report: {output / 'report.html'}\nheat maps: {output / 'heatmaps'}")
+    demo_stream(detector, output, line_rate=_LINE_RATE, seconds=plan.web_seconds, defects=plan.web_defects)
+    print(
+        f"\nreport: {output / 'report.html'}\nheat maps: {output / 'heatmaps'}\n"
+        f"the web's defects: {output / 'stream.png'}, {output / 'events.jsonl'}, {output / 'defects'}"
+    )
     say(f"done in {time.monotonic() - start:.0f} s")
 
 
