@@ -18,11 +18,12 @@ from ..methods import Detector
 from ..report import overlay
 from ._guard import say
 from ._output import write_json
-from .stream import LiveLine
+from .stream import LiveLine, spare_threads
 
 WIDTH, PITCH_MM = 256, 0.25
 _DOWNSCALE = 2  # the detector has learned images of 256 pixels at 128
 _FIRST = 1 << 29  # a stretch of the web that no image of the first part shows
+_ROWS = 128  # computed at once
 _RING = 16_384  # lines that may wait
 _GAP = 6
 
@@ -51,11 +52,15 @@ def demo_stream(
         Paced(web, line_rate),
         [JsonLines(journal), Callback(events.append), Thumbnails(pictures), LiveLine()],
         downscale=_DOWNSCALE,
+        rows_per_push=_ROWS,
         pixel_pitch=PITCH_MM,
         overrun="drop_newest",
         capacity=_RING,
     )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(spare_threads())
     status = inspector.run()
+    torch.set_num_threads(threads)
     verdict = judge(truths, events)
     figures = _figures(verdict, status, line_rate)
     write_json(str(output / "stream.json"), figures)

@@ -54,6 +54,9 @@ def stream(
     ] = None,
     precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Of the networks.")] = "fp32",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the computation; default: a core is left to the camera.")
+    ] = None,
     flat_field: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Images of good material, to correct the columns by.")
     ] = None,
@@ -95,7 +98,7 @@ def stream(
         make_sinks(
             jsonl=jsonl, csv=csv, thumbnails=thumbnails, tcp=tcp, webhook=webhook, metrics=metrics, fsync=fsync
         ),
-        device=device, flat_field=flat_field, threshold=threshold, low=low, min_area=min_area,
+        device=device, threads=threads, flat_field=flat_field, threshold=threshold, low=low, min_area=min_area,
         merge_distance=merge_distance, max_length=max_length,
         pixel_pitch=None if pixel_pitch is None else parse_pitch(pixel_pitch), rows_per_push=rows,
         downscale=downscale, overlap=overlap, precision=precision, overrun=overrun, capacity=capacity,

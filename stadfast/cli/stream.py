@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import typer
 
 from .. import load
@@ -29,10 +31,12 @@ def stream(
     sinks: Sequence[Sink],
     *,
     device: str,
+    threads: int | None,
     flat_field: Path | None,
     **options: Any,
 ) -> None:
     """Inspect a source until it ends or the program is told to stop; print each event."""
+    torch.set_num_threads(threads or spare_threads())
     where = choose_device(device)
     detector = load(model, device=str(where))
     listing = Listing()
@@ -48,6 +52,11 @@ def stream(
     if received:
         say(f"{signal.Signals(received[0]).name}: stopped; every event is closed")
         raise typer.Exit(128 + received[0])
+
+
+def spare_threads() -> int:
+    """Torch's threads, less one for the camera's thread: threads that wait for one without a core wait long."""
+    return max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) - 1))
 
 
 @contextmanager
@@ -71,8 +80,6 @@ def stopping(inspector: Inspector) -> Iterator[list[int]]:
 
 def learn_flat_field(path: Path) -> FlatField:
     """The columns' correction from pictures of good material, all of the web's width."""
-    import torch
-
     from ..data import as_images, to_float
 
     images = [to_float(image) for image in as_images(path)]
