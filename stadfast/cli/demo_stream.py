@@ -18,7 +18,7 @@ from ..methods import Detector
 from ..report import overlay
 from ._guard import say
 from ._output import write_json
-from .stream import LiveLine, spare_threads
+from .stream import LiveLine, computing
 
 WIDTH, PITCH_MM = 256, 0.25
 _DOWNSCALE = 2  # the detector has learned images of 256 pixels at 128
@@ -57,10 +57,8 @@ def demo_stream(
         overrun="drop_newest",
         capacity=_RING,
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(spare_threads())
-    status = inspector.run()
-    torch.set_num_threads(threads)
+    with computing():
+        status = inspector.run()
     verdict = judge(truths, events)
     figures = _figures(verdict, status, line_rate)
     write_json(str(output / "stream.json"), figures)

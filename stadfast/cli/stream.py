@@ -36,7 +36,6 @@ def stream(
     **options: Any,
 ) -> None:
     """Inspect a source until it ends or the program is told to stop; print each event."""
-    torch.set_num_threads(threads or spare_threads())
     where = choose_device(device)
     detector = load(model, device=str(where))
     listing = Listing()
@@ -45,7 +44,7 @@ def stream(
         flat_field=None if flat_field is None else learn_flat_field(flat_field), **options,
     )  # fmt: skip
     listing.stop = inspector.stop
-    with stopping(inspector) as received:
+    with computing(threads), stopping(inspector) as received:
         inspector.run()
     if listing.broken:
         raise BrokenPipeError
@@ -54,9 +53,18 @@ def stream(
         raise typer.Exit(128 + received[0])
 
 
-def spare_threads() -> int:
-    """Torch's threads, less one for the camera's thread: threads that wait for one without a core wait long."""
-    return max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) - 1))
+@contextmanager
+def computing(threads: int | None = None) -> Iterator[None]:
+    """With so many threads of torch's; None: its own number, less one if the camera's thread would find no core.
+
+    Torch's threads wait for each other: where one has no core, all are slow.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or max(1, min(before, len(os.sched_getaffinity(0)) - 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
