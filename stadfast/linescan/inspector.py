@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -18,7 +16,7 @@ from .flat_field import FlatField
 from .observer import Event, Fanout, Run, Sink, Status
 from .ring import POLICIES, RowRing
 from .sources.base import Block, Notice, Source, check_positive
-from .strip import Streamer, Strip
+from .strip import Streamer, Strip, streamer_factory
 from .tracker import DefectTracker
 
 FAULT_POLICIES = ("recover", "stop")
@@ -107,7 +105,7 @@ class Inspector:
             )
         streaming = {"rows_per_push": rows_per_push, "device": device, "precision": precision,
                      "downscale": downscale, "flat_field": flat_field}  # fmt: skip
-        self._make_streamer, self.threshold = _streamer_factory(model, threshold, overlap, streaming)
+        self._make_streamer, self.threshold = streamer_factory(model, threshold, overlap, streaming)
         self._tracking: dict[str, Any] = {
             "low": self.threshold if low is None else low, "high": self.threshold, "min_area": min_area,
             "merge_distance": merge_distance, "max_length": max_length,
@@ -198,6 +196,7 @@ class Inspector:
             for notice in block.notices:
                 self._notice(notice)
             if len(block.rows):
+                self._watch(0.0)
                 return None if self._stopping else block._replace(notices=())
             self._watch(time.monotonic() - idle_since)
             self._report()
@@ -373,28 +372,6 @@ class Inspector:
 
     def _pushed(self) -> int:
         return self._ring.counts().pushed if self._ring is not None else 0
-
-
-def _streamer_factory(
-    model: Any, threshold: float | None, overlap: int | None, options: dict[str, Any]
-) -> tuple[Callable[[int], Streamer], float]:
-    """What makes the streamer of a width, and the threshold."""
-    if not isinstance(model, (str, os.PathLike)) and not hasattr(model, "graph_") and callable(model):
-        if threshold is None:
-            raise UsageError("threshold: expected one, as there is no detector to have it from")
-        return model, float(threshold)
-    from ..methods import load
-    from .streamer import RowStreamer
-    from .tiles import TiledStreamer
-
-    detector: Any = load(model, device="cpu") if isinstance(model, (str, os.PathLike)) else model
-    if threshold is None:
-        threshold = detector.pixel_threshold_
-    if not math.isfinite(threshold):
-        raise UsageError(f"threshold: expected a finite number, got {threshold!r}")
-    if overlap is None:
-        return lambda width: RowStreamer(detector, width, **options), float(threshold)
-    return lambda width: TiledStreamer(detector, width, overlap=overlap, **options), float(threshold)
 
 
 def _words(block: Block) -> str:

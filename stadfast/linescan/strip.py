@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
+import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from .history import RowHistory
 from .observer import Event
 from .ring import RowView
@@ -28,6 +32,38 @@ class Streamer(Protocol):
     def delay_rows(self) -> int: ...
     def push(self, rows: Tensor) -> Tensor: ...
     def finish(self) -> Tensor: ...
+
+
+def streamer_factory(
+    model: Any, threshold: float | None, overlap: int | None, options: dict[str, Any]
+) -> tuple[Callable[[int], Streamer], float]:
+    """What makes the streamer of a width, and the threshold; see :class:`Inspector`.
+
+    Args:
+        model: a detector, a bundle's path, or a function.
+        threshold: None: the detector's.
+        overlap: of tiles; None: no tiles.
+        options: of the streamer.
+
+    Raises:
+        UsageError: no threshold, or one that is not finite.
+    """
+    if not isinstance(model, (str, os.PathLike)) and not hasattr(model, "graph_") and callable(model):
+        if threshold is None:
+            raise UsageError("threshold: expected one, as there is no detector to have it from")
+        return model, float(threshold)
+    from ..methods import load
+    from .streamer import RowStreamer
+    from .tiles import TiledStreamer
+
+    detector: Any = load(model, device="cpu") if isinstance(model, (str, os.PathLike)) else model
+    if threshold is None:
+        threshold = detector.pixel_threshold_
+    if not math.isfinite(threshold):
+        raise UsageError(f"threshold: expected a finite number, got {threshold!r}")
+    if overlap is None:
+        return lambda width: RowStreamer(detector, width, **options), float(threshold)
+    return lambda width: TiledStreamer(detector, width, overlap=overlap, **options), float(threshold)
 
 
 class Piece(NamedTuple):
