@@ -113,12 +113,8 @@ class Inspector:
         DefectTracker(1, **self._tracking, pixel_pitch=pixel_pitch)  # its errors, before anything begins
         single = isinstance(pixel_pitch, int | float)
         self._pitch: Any = (float(pixel_pitch),) * 2 if single else pixel_pitch  # type: ignore[arg-type]
-        self._source, self._rows_per_push, self._overrun, self._capacity = (
-            source,
-            rows_per_push,
-            overrun,
-            capacity,
-        )
+        self._source, self._rows_per_push = source, rows_per_push
+        self._overrun, self._capacity = overrun, capacity
         self._stop_at_fault, self._history = on_fault == "stop", history
         self._stall_after, self._retry_after, self._status_every = stall_after, retry_after, status_every
         self._settings = {
@@ -186,7 +182,7 @@ class Inspector:
         while not self._stopping:
             try:
                 block = self._source.read(POLL_S)
-            except SourceError as error:
+            except Exception as error:
                 if not self._reopen(error):
                     return None
                 idle_since = time.monotonic()

@@ -207,7 +207,7 @@ def test_another_width_stops_where_it_is_to():
     assert recorder.calls[-1] == "close"
 
 
-@pytest.mark.parametrize("error", [SourceError("unplugged"), OSError("unplugged")])
+@pytest.mark.parametrize("error", [SourceError("unplugged"), ValueError("unplugged")])
 def test_a_source_that_comes_back(error):
     lines = web(100, 16, [(90, 100, 2, 5)])
     source = Script(lines, error, 3, lines)
@@ -216,6 +216,12 @@ def test_a_source_that_comes_back(error):
     assert "unplugged" in seen.notices[1].message
     assert seen.boxes == [((90, 100), (2, 5)), ((190, 200), (2, 5))]
     assert (source.opened, inspector.status.faults) == (2, 1)
+
+
+def test_a_source_that_fails_before_its_first_line():
+    _, seen = inspect(Script(OSError("no light"), web(100, 16, [(90, 100, 2, 5)])))
+    assert seen.kinds == ["start", "lost", "reopened", "end"]
+    assert seen.boxes == [((90, 100), (2, 5))]
 
 
 def test_a_source_that_is_gone_stops_where_it_is_to():

@@ -50,8 +50,6 @@ class Script(Source):
 
     def open(self) -> None:
         self.opened += 1
-        if self._steps and isinstance(self._steps[0], OSError):
-            raise self._steps.pop(0)  # type: ignore[misc]
 
     def read(self, timeout: float) -> Block | None:
         if not self._steps:
