@@ -24,6 +24,13 @@ app = typer.Typer(
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A detector that fit has saved.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once.")]
+NativeScale = Annotated[
+    bool | None,
+    typer.Option(
+        "--native-scale/--resize-images",
+        help="Run on images as they are, or resized to the network's size; default as the detector was fitted.",
+    ),
+]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out unreadable files and list them.")]
 Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the results; - prints them.")]
 Engine = Annotated[str, typer.Option(metavar="local|ray", help="Where to score; ray needs stadfast[ray].")]
@@ -92,6 +99,12 @@ def fit(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run ended.")] = False,
     skip_broken: SkipBroken = False,
+    native_scale: Annotated[
+        bool,
+        typer.Option(
+            "--native-scale", help="Train on crops of the images as they are: strips, large images."
+        ),
+    ] = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Deterministic algorithms only: equal bits.")
     ] = False,
@@ -108,7 +121,15 @@ def fit(
     }  # fmt: skip
     arguments = {name: value for name, value in chosen.items() if value is not None}
     arguments |= {"seed": seed, "precision": precision, "device": device, "deterministic": deterministic}
-    run(data, method, output, resume=resume, skip_broken=skip_broken, arguments=arguments)
+    run(
+        data,
+        method,
+        output,
+        resume=resume,
+        skip_broken=skip_broken,
+        native_scale=native_scale,
+        arguments=arguments,
+    )
 
 
 def score(
@@ -127,6 +148,7 @@ def score(
     device: Device = "auto",
     batch_size: BatchSize = 16,
     skip_broken: SkipBroken = False,
+    native_scale: NativeScale = None,
     output: Output = None,
     resume: ResumeJob = False,
     part_size: PartSize = 512,
@@ -146,9 +168,10 @@ def score(
     if output is None:
         run(
             model, list(map(Path, paths)), json=json, heatmaps=None if heatmaps is None else Path(heatmaps),
-            device=device, batch_size=batch_size, skip_broken=skip_broken,
+            device=device, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale,
         )  # fmt: skip
         return
+    _check_no_native_scale(native_scale)
     run_job(
         model, paths, output, json=json, heatmaps=heatmaps, device=device, batch_size=batch_size, resume=resume,
         part_size=part_size, engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus,
@@ -184,6 +207,7 @@ def evaluate(
     device: Device = "auto",
     batch_size: BatchSize = 16,
     skip_broken: SkipBroken = False,
+    native_scale: NativeScale = None,
     output: Output = None,
     resume: ResumeJob = False,
     part_size: PartSize = 512,
@@ -211,6 +235,7 @@ def evaluate(
     if output is not None:
         if report is not None:
             raise typer.BadParameter("--report needs all maps, which --output does not keep: leave one out")
+        _check_no_native_scale(native_scale)
         run_job(
             model, data, output, json=json, device=device, batch_size=batch_size, resume=resume, part_size=part_size,
             engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus,
@@ -224,7 +249,13 @@ def evaluate(
         device=device,
         batch_size=batch_size,
         skip_broken=skip_broken,
+        native_scale=native_scale,
     )
+
+
+def _check_no_native_scale(native_scale: bool | None) -> None:
+    if native_scale:
+        raise typer.BadParameter("--native-scale does not go with --output, whose workers resize the images")
 
 
 def export(

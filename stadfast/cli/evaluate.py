@@ -30,6 +30,7 @@ def evaluate(
     device: str,
     batch_size: int,
     skip_broken: bool,
+    native_scale: bool | None = None,
 ) -> None:
     """Score the test images of ``data``; print the figures, and write JSON and the report where asked."""
     detector = load(model, device=device)
@@ -37,7 +38,7 @@ def evaluate(
     if not dataset.test:
         raise DataError(f"{data} has no test images; wanted the folders test/good and test/<defect> in it")
     figures, records = evaluate_detector(
-        detector, dataset.test, batch_size=batch_size, skip_broken=skip_broken
+        detector, dataset.test, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale
     )
     warn_broken(detector.broken_)
     if json != "-":
@@ -61,8 +62,9 @@ def evaluate_maps(maps: Path, masks: Path, *, resize: str | None, streaming: boo
 
 
 def evaluate_detector(
-    detector: Detector, samples: Sequence[Sample], *, batch_size: int = 16, skip_broken: bool = False
-) -> tuple[dict[str, Any], list[Record]]:
+    detector: Detector, samples: Sequence[Sample], *, batch_size: int = 16, skip_broken: bool = False,
+    native_scale: bool | None = None,
+) -> tuple[dict[str, Any], list[Record]]:  # fmt: skip
     """The figures of a detector on labelled images that it was not made with, and the images behind them.
 
     Masks are brought to the maps' size as the share of defective area of each pixel, cut at one half.
@@ -80,7 +82,12 @@ def evaluate_detector(
     by_path = {sample.image: sample for sample in unseen}
     records: list[Record] = []
     with progress("evaluating", len(unseen)) as job:
-        for files, out in detector.stream(unseen, batch_size=batch_size, skip_broken=skip_broken):
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "skip_broken": skip_broken,
+            "native_scale": native_scale,
+        }
+        for files, out in detector.stream(unseen, **options):
             for index, path in enumerate(files):
                 sample, plane = by_path[Path(str(path))], out.anomaly_map[index, 0]
                 mask = None if sample.mask is None else resize_mask(_mask_of(sample), plane.shape)

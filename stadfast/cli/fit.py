@@ -20,8 +20,9 @@ from .score import warn_broken
 
 
 def fit(
-    data: Path, method: str, output: Path, *, resume: bool, skip_broken: bool, arguments: dict[str, Any]
-) -> None:
+    data: Path, method: str, output: Path, *, resume: bool, skip_broken: bool, arguments: dict[str, Any],
+    native_scale: bool = False,
+) -> None:  # fmt: skip
     """Train, calibrate and save. While it runs, ``OUTPUT.checkpoint`` holds what ``--resume`` needs."""
     with distributed.joined(arguments["device"]) as device:
         checkpoint = output.with_name(f"{output.name}.checkpoint")
@@ -29,7 +30,10 @@ def fit(
             return
         detector = create(method, **(arguments | {"device": device}))
         with _log_to_stderr():
-            detector.fit(open_dataset(data), checkpoint=checkpoint, resume=resume, skip_broken=skip_broken)
+            detector.fit(
+                open_dataset(data), checkpoint=checkpoint, resume=resume, skip_broken=skip_broken,
+                native_scale=native_scale,
+            )  # fmt: skip
         if not distributed.is_main():
             return
         detector.save(output)

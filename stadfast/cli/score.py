@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +26,7 @@ def score(
     device: str,
     batch_size: int,
     skip_broken: bool,
+    native_scale: bool | None = None,
 ) -> None:
     """Print ``path, score, verdict`` of each image, separated by tabs; write JSON and pictures if asked."""
     detector = load(model, device=device)
@@ -39,7 +41,12 @@ def score(
     with opened(json) as file, progress("scoring", len(images)) as job:
         head = {"model": model, "method": detector.method, "threshold": detector.threshold_}
         results = JsonList(file, head, "images")
-        for files, out in detector.stream(images, batch_size=batch_size, skip_broken=skip_broken):
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "skip_broken": skip_broken,
+            "native_scale": native_scale,
+        }
+        for files, out in detector.stream(images, **options):
             for index, path in enumerate(files):
                 value, defective = float(out.pred_score[index]), bool(out.pred_label[index])
                 results.append({"path": path, "score": value, "defective": defective})

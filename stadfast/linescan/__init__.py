@@ -22,6 +22,7 @@ _HOME = {
     "Sink": "observer",
     "Status": "observer",
     "TiledStreamer": "tiles",
+    "NativeMaps": "images",
     "native_maps": "images",
 }
 

@@ -14,11 +14,69 @@ from .streamer import RowStreamer
 _ROWS_AT_ONCE = 1024  # converted from the caller's tensor, so that the image is never copied whole
 
 
+class NativeMaps:
+    """:func:`native_maps` for many images, whose network is converted once.
+
+    Args:
+        detector, depth_first, device, precision, downscale: as there.
+    """
+
+    def __init__(
+        self,
+        detector: Any,
+        *,
+        depth_first: bool | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+        downscale: int = 1,
+    ) -> None:
+        self._graph = graph_of(detector)
+        check_strip(1, downscale, precision, None)
+        if depth_first is None:
+            depth_first = getattr(self._graph.network, "global_term", None) is None
+        self._device = torch.device(device) if device else self._graph.preprocess.mean.device
+        self._downscale, self._precision = downscale, precision
+        self._streamer = (
+            RowStreamer(detector, 1, None, self._device, precision, downscale=downscale)
+            if depth_first
+            else None
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) or (3, H, W), uint8 or float in [0, 1] -> (B, 1, H, W) float32 on the CPU.
+
+        Raises:
+            UsageError: another shape or dtype, or no pixels.
+        """
+        if isinstance(images, Tensor) and images.dim() == 3:
+            images = images[None]
+        width = images.shape[-1] if isinstance(images, Tensor) and images.dim() == 4 else 0
+        check_rows(images, width, None)
+        if 0 in images.shape:
+            raise UsageError(f"images: expected no empty dimension, got {tuple(images.shape)}")
+        if self._streamer is None:
+            graph, images = self._graph.to(self._device), images.to(self._device)
+            return whole_maps(graph, images, self._downscale, precision=self._precision).cpu()
+        if self._streamer.width != width:
+            self._streamer.set_width(width)
+        return self._streamed(images, self._streamer)
+
+    def _streamed(self, images: Tensor, streamer: RowStreamer) -> Tensor:
+        maps = torch.empty(images.shape[0], 1, *images.shape[2:])
+        streamer.reset()
+        given = 0
+        for part in [*images.split(_ROWS_AT_ONCE, dim=2), None]:
+            found = streamer.finish() if part is None else streamer.push(part)
+            maps[:, :, given : given + found.shape[2]] = found
+            given += found.shape[2]
+        return maps
+
+
 def native_maps(
     detector: Any,
     images: Tensor,
     *,
-    depth_first: bool = True,
+    depth_first: bool | None = None,
     device: str | torch.device | None = None,
     precision: str = "fp32",
     downscale: int = 1,
@@ -32,8 +90,9 @@ def native_maps(
     Args:
         detector: fitted; or the path of a bundle.
         images: (B, 3, H, W) or (3, H, W), uint8, or float in [0, 1].
-        depth_first: row block by row block (:class:`RowStreamer`), in memory bounded by the width; False: the whole
-            image at once, which any method can do and is equal.
+        depth_first: row block by row block (:class:`RowStreamer`), in memory bounded by the width and with the block's
+            features in the cache; False: the whole image at once, which any method can do and is equal; None: the
+            former, unless the method's maps have a global term.
         device: None: the detector's.
         precision: ``"fp32"`` or ``"bf16"``.
         downscale: average squares of so many pixels first; the map has the image's resolution all the same.
@@ -44,23 +103,7 @@ def native_maps(
     Raises:
         UsageError: an argument is out of range, or the detector's maps have a global term (``depth_first``).
     """
-    if isinstance(images, Tensor) and images.dim() == 3:
-        images = images[None]
-    width = images.shape[-1] if isinstance(images, Tensor) and images.dim() == 4 else 0
-    check_rows(images, width, None)
-    if 0 in images.shape:
-        raise UsageError(f"images: expected no empty dimension, got {tuple(images.shape)}")
-    if not depth_first:
-        graph = graph_of(detector)
-        check_strip(width, downscale, precision, None)
-        where = torch.device(device) if device else graph.preprocess.mean.device
-        return whole_maps(graph.to(where), images.to(where), downscale, precision=precision).cpu()
-    streamer = RowStreamer(detector, width, None, device, precision, downscale=downscale)
-    maps = torch.empty(images.shape[0], 1, *images.shape[2:])
-    given = 0
-    parts = [*images.split(_ROWS_AT_ONCE, dim=2), None]
-    for part in parts:
-        found = streamer.finish() if part is None else streamer.push(part)
-        maps[:, :, given : given + found.shape[2]] = found
-        given += found.shape[2]
-    return maps
+    engine = NativeMaps(
+        detector, depth_first=depth_first, device=device, precision=precision, downscale=downscale
+    )
+    return engine(images)

@@ -54,6 +54,9 @@ class RowStreamer:
         StadfastError: the detector is not fitted.
     """
 
+    _pending: Tensor | None
+    _state: State | None
+
     def __init__(
         self,
         detector: Any,
@@ -71,21 +74,29 @@ class RowStreamer:
         self.unit = math.lcm(network.unit, deepest_stride(graph.network)) * downscale
         if rows_per_push is not None:
             check_multiple("rows_per_push", rows_per_push, self.unit)
-        self.width, self.rows_per_push = width, rows_per_push
+        self.rows_per_push = rows_per_push
         self._device = torch.device(device) if device else graph.preprocess.mean.device
-        columns = width + -width % self.unit
-        network.set_width(columns // downscale)
-        dtype = DTYPES[precision]
-        prepare = Preparation(graph.preprocess, width, columns, downscale, flat_field, dtype)
-        network.to(dtype).to(memory_format=torch.channels_last)
-        self.module = StripStep(prepare, network, width, rows_per_push).to(self._device).eval()
+        self._preprocess, self._downscale, self._dtype = graph.preprocess, downscale, DTYPES[precision]
+        self._network = network.to(self._dtype).to(memory_format=torch.channels_last)
         self._block = rows_per_push or self.unit
+        self.delay_rows = network.delay + self._block - 1
+        self.set_width(width, flat_field)
+
+    def set_width(self, width: int, flat_field: FlatField | None = None) -> None:
+        """Begin a strip of another width; the networks stay as they are.
+
+        Raises:
+            UsageError: as at construction.
+        """
+        check_strip(width, self._downscale, "fp32", flat_field)
+        columns = width + -width % self.unit
+        self.width = width
+        self._network.set_width(columns // self._downscale)
+        prepare = Preparation(self._preprocess, width, columns, self._downscale, flat_field, self._dtype)
+        self.module = StripStep(prepare, self._network, width, self.rows_per_push).to(self._device).eval()
         self._steps: SteadySteps | None = None
         self._cameras = 0
-        self._pending: Tensor | None = None
-        self._state: State | None = None
-        self._taken = self._given = 0
-        self.delay_rows = network.delay + self._block - 1
+        self.reset()
 
     # ---------------------------------------------------------------- a strip
 

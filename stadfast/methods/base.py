@@ -21,6 +21,7 @@ from .bundle import write_tensors
 from .calibration import threshold_of
 from .graph import Prediction, Preprocess, ScoringGraph
 from .hardware import Precision, choose_device, choose_precision, deterministic_algorithms
+from .native_scale import native_crops, native_maps_of, read_native
 from .sources import Images, fingerprint, images_of, read_resized, training_images
 from .training import Callback, EpochRecord, TrainingOptions, summary
 
@@ -54,6 +55,7 @@ class Detector:
         threshold_, pixel_threshold_: images and pixels above them are anomalous; the same number where the image
             score is the map's maximum.
         graph_: the module behind ``predict``: (B, 3, h, w) float in [0, 1] -> Prediction.
+        native_scale_: fitted at native scale, and predicting at it unless told otherwise.
         history_: one record per epoch.
         broken_: (path, reason) of training images left out.
         metadata_: what the bundle says about the detector's making.
@@ -63,6 +65,7 @@ class Detector:
     method: ClassVar[str]
     image_score: ClassVar[str] = "maximum of the map"
     data_parallel: ClassVar[bool] = True  # whether the mean of the images' losses is the batch's loss
+    native_scale_ = False
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights",)  # a bundle names their files, not their folders
 
     def __init__(
@@ -133,6 +136,7 @@ class Detector:
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
         skip_broken: bool = False,
+        native_scale: bool = False,
         callbacks: Sequence[Callback] = (),
         show_progress: bool = True,
     ) -> Detector:
@@ -144,6 +148,8 @@ class Detector:
             checkpoint: file for the training state, so that a stopped run can go on.
             resume: continue from ``checkpoint`` if it is there (it must belong to the same arguments and images).
             skip_broken: leave out unreadable files and list them in ``broken_``.
+            native_scale: train on crops of ``image_size`` out of the images as they are, instead of resizing these
+                (:func:`~stadfast.methods.native_scale.native_crops`); the detector then predicts at native scale, too.
             callbacks: called with an EpochRecord after each epoch.
             show_progress: the bar with the time left, on standard error.
 
@@ -158,12 +164,18 @@ class Detector:
         self._check_processes()
         images = training_images(data)
         self.broken_: list[tuple[Path, str]] = []
-        self.notes_: list[str] = []
+        self.notes_: list[str] = (
+            ["fitted at native scale; an exported archive resizes images to image_size all the same"]
+            if native_scale else []
+        )  # fmt: skip
+        self.native_scale_ = native_scale
         device = choose_device(self.device)
         precision = choose_precision(self.precision, device)
         logger.info("training on %s in %s (%s)", device, precision.name, precision.reason)
         train, held_out = self._split(images)
         identity = {"arguments": self._identity(), "images": fingerprint(images), "precision": precision.name}
+        if native_scale:
+            identity["native_scale"] = "crops"
         options = TrainingOptions(
             epochs=self.epochs, batch_size=self.batch_size, seed=self.seed, patience=self.patience,
             checkpoint=Path(checkpoint) if checkpoint else None, resume=resume, identity=identity,
@@ -171,7 +183,8 @@ class Detector:
         )  # fmt: skip
         with deterministic_algorithms(self.deterministic):
             graph = ScoringGraph(*self._build(pretrained=True)).to(device)
-            self.history_ = self._train(graph, train, held_out, precision, options, skip_broken)
+            seen = self._crops(train, held_out, skip_broken) if native_scale else (train, held_out)
+            self.history_ = self._train(graph, *seen, precision, options, skip_broken)
             self._adopt(graph)
             broken = list(self.broken_)
             train, held_out = (_without(images, broken) for images in (train, held_out))
@@ -179,8 +192,11 @@ class Detector:
             self.broken_ = broken
         self.metadata_ = {
             "data": {"fingerprint": identity["images"], "train": len(train), "held_out": len(held_out)},
-            "training": {**summary(self.history_), "precision": precision.name},
-        }
+            "training": {
+                **summary(self.history_), "precision": precision.name,
+                **({"native_scale": True, "crops": len(seen[0])} if native_scale else {}),
+            },
+        }  # fmt: skip
         return self
 
     def calibrate(
@@ -236,16 +252,37 @@ class Detector:
     # ---------------------------------------------------------------- predicting
 
     def stream(
-        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False
-    ) -> Iterator[tuple[list[Path | int], Prediction]]:
+        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
+        native_scale: bool | None = None,
+    ) -> Iterator[tuple[list[Path | int], Prediction]]:  # fmt: skip
         """Predict batch by batch, in constant memory: ``(paths or indices, Prediction)`` on the CPU.
 
-        With ``skip_broken`` unreadable files are left out; after the last batch ``broken_`` lists them.
+        With ``skip_broken`` unreadable files are left out; after the last batch ``broken_`` lists them. At
+        ``native_scale`` (None: if the detector was fitted so) each image is a batch of its own.
         """
         graph = self._fitted()
+        if self.native_scale_ if native_scale is None else native_scale:
+            yield from self._stream_native(data, skip_broken)
+            return
         for sources, batch in self._batches(data, batch_size, skip_broken):
             with torch.no_grad():
                 yield sources, Prediction(*(t.cpu() for t in graph(batch)))
+
+    def _stream_native(self, data: Any, skip_broken: bool) -> Iterator[tuple[list[Path | int], Prediction]]:
+        if self.image_score != Detector.image_score:
+            raise UsageError(
+                f"native_scale: the image score is the {self.image_score}, which has no native scale; "
+                "stadfast.linescan.native_maps gives the maps"
+            )
+        graph, maps_of = self._fitted(), native_maps_of(self)
+        self.broken_ = []
+        for source, image in read_native(images_of(data), self.broken_ if skip_broken else None):
+            maps = maps_of(image)
+            scores = maps.flatten(1).amax(dim=1)
+            yield (
+                [source],
+                Prediction(scores, scores > graph.threshold.cpu(), maps, maps > graph.pixel_threshold.cpu()),
+            )
 
     def _batches(
         self, data: Any, batch_size: int | None, skip_broken: bool
@@ -264,29 +301,57 @@ class Detector:
                 batch = batch.contiguous(memory_format=torch.channels_last)
             yield list(sources), batch
 
-    def predict(self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False) -> Prediction:
+    def predict(
+        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
+        native_scale: bool | None = None,
+    ) -> Prediction:  # fmt: skip
         """Scores, labels, maps and masks of images.
 
         Args:
             data: path(s), folder, Pillow image, NumPy array (H, W, C) or (N, H, W, C), tensor (C, H, W) or
-                (N, C, H, W), or a list of these; one image or many, of any sizes (each is resized to ``image_size``).
+                (N, C, H, W), or a list of these; one image or many, of any sizes.
             batch_size: images computed at once; None: the training's.
             skip_broken: leave out unreadable files; ``broken_`` lists them.
+            native_scale: do not resize the images to ``image_size``, but run the network on them as they are, in
+                memory bounded by their width: maps have their resolution. None: if the detector was fitted so.
 
         Returns:
             Prediction on the CPU, in the order of the images.
+
+        Raises:
+            DataError: images that cannot be used, or, at native scale, of different sizes (``stream`` takes them).
         """
-        batches = [p for _, p in self.stream(data, batch_size=batch_size, skip_broken=skip_broken)]
+        batches = [
+            p
+            for _, p in self.stream(
+                data, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale
+            )
+        ]
+        sizes = {tuple(p.anomaly_map.shape[2:]) for p in batches}
+        if len(sizes) > 1:
+            first, second, *_ = sorted(sizes)
+            raise DataError(
+                f"at native scale the maps have {len(sizes)} sizes, such as {first} and {second}, and make no batch; "
+                "stream() gives them one by one"
+            )
         return Prediction(*(torch.cat(field) for field in zip(*batches, strict=True)))
 
-    def score(self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False) -> Tensor:
-        """Image scores (N,), float32; higher is more anomalous."""
-        batches = self.stream(data, batch_size=batch_size, skip_broken=skip_broken)
+    def score(
+        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
+        native_scale: bool | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Image scores (N,), float32; higher is more anomalous. Arguments as :meth:`predict`."""
+        batches = self.stream(data, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale)
         return torch.cat([prediction.pred_score for _, prediction in batches])
 
-    def maps(self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False) -> Tensor:
-        """Anomaly maps (N, 1, H, W), float32, at ``image_size``."""
-        return self.predict(data, batch_size=batch_size, skip_broken=skip_broken).anomaly_map
+    def maps(
+        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
+        native_scale: bool | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Anomaly maps (N, 1, H, W), float32, at ``image_size`` (at native scale: the images' own)."""
+        return self.predict(
+            data, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale
+        ).anomaly_map
 
     # ---------------------------------------------------------------- saving
 
@@ -332,6 +397,7 @@ class Detector:
             raise ValueError(f"the weights {bad[0]} hold NaN or infinity")
         self.calibration_ = dict(header["calibration"])
         self.metadata_ = {key: dict(header[key]) for key in ("data", "training")}
+        self.native_scale_ = bool(self.metadata_["training"].get("native_scale", False))
         self.history_, self.broken_ = [], []
         self.notes_ = [str(note) for note in header["notes"]]
         self._adopt(graph)
@@ -384,6 +450,15 @@ class Detector:
         for i, image in enumerate(images):
             parts[i in held_out].append(image)
         return parts
+
+    def _crops(self, train: Images, held_out: Images, skip_broken: bool) -> tuple[Images, Images]:
+        broken = self.broken_ if skip_broken else None
+        seeds = self.seed, self.seed + 1
+        parts = zip((train, held_out), seeds, strict=True)
+        cropped = [native_crops(images, self._size, seed, broken) for images, seed in parts]
+        if not cropped[0]:
+            raise DataError("none of the training images can be read")
+        return cropped[0], cropped[1]
 
     def _described_arguments(self) -> dict[str, Any]:
         files = {name: _described(getattr(self, name)) for name in self._file_arguments}
