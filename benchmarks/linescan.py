@@ -1,8 +1,9 @@
 """Rows per second of exact streaming against overlapped tiles at equal delay, and against the whole strip at once.
 
-    python benchmarks/linescan.py [--quick] [--width 1024] [--rows 64]
+    python benchmarks/linescan.py [--quick] [--only main|rates|images]
 
-STPM with resnet18, random weights, as they do not change the time. All three run the same network on the same rows,
+``main``: STPM with resnet18, random weights, as they do not change the time. All three run the same network on the same
+rows,
 with batch norm folded and oneDNN's fused convolutions, and agree before the clock starts. They take turns. The times
 are for one row of the map.
 
@@ -10,22 +11,31 @@ are for one row of the map.
 * ``tiled``: tiles of ``rows`` rows with 112 more on both sides, of which nothing is kept, for the delay of ``exact``:
   the ``Scorer``'s graph for this size. The network reaches 130 rows up, so that seams of about 1e-4 are left.
 * ``whole``: 1024 rows at once, without overlap: the ``Scorer``'s graph for that size.
+
+``rates``: rows per second of ``exact`` in the steady state over width, rows per push, precision, method and threads.
+``images``: one image of 2048 x 2048 through ``native_maps`` row block by row block (``depth_first``) and at once; one
+of 20000 x 4096 row block by row block, in a process of its own, with the peak of its memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from common import Timing, interleave, print_table, ratio, write_result
 from torch import Tensor, fx
 
-import stadfast as sf
-from stadfast.linescan import RowStreamer
-from stadfast.methods import ScoringGraph
+from stadfast.linescan import RowStreamer, native_maps
+from stadfast.methods import ScoringGraph, create
 from stadfast.methods.graph import Preprocess
 from stadfast.runtime.export import record
 from stadfast.runtime.fusion import fuse
@@ -36,13 +46,18 @@ from stadfast.runtime.siblings import join
 
 OVERLAP, WHOLE = 112, 1024
 ROUNDS = 15
+WIDTHS, PUSHES, PRECISIONS, THREADS = (512, 1024, 2048, 4096), (16, 64, 256), ("fp32", "bf16"), (2, 1)
+METHODS: dict[str, dict[str, Any]] = {
+    "stpm": {}, "et-stpm": {}, "rstpm": {}, "msfi": {"scales": [256]},
+}  # fmt: skip
+LARGE = (20000, 4096)
 
 
-def untrained() -> sf.STPM:
-    detector = sf.STPM("resnet18", weights=None, device="cpu")
+def untrained(method: str = "stpm") -> Any:
+    detector = create(method, weights=None, device="cpu", **METHODS[method])
     graph = ScoringGraph(*detector._build(pretrained=False))
     generator = torch.Generator().manual_seed(0)
-    for tensor in graph.network.student.state_dict().values():  # else student and teacher are the same
+    for tensor in graph.network.state_dict().values():  # else student and teacher are the same
         if tensor.is_floating_point():
             tensor.mul_(1 + 0.2 * torch.randn(tensor.shape, generator=generator))
     detector._adopt(graph)
@@ -50,7 +65,7 @@ def untrained() -> sf.STPM:
 
 
 @torch.no_grad()
-def fused(detector: sf.STPM, height: int, width: int, precision: str) -> fx.GraphModule:
+def fused(detector: Any, height: int, width: int, precision: str) -> fx.GraphModule:
     """The detector's graph for one native size, as the Scorer runs it."""
     network = copy.copy(detector.graph_.network)
     network.size = (height, width)
@@ -82,7 +97,7 @@ def differences(
 
 
 @torch.inference_mode()
-def case(detector: sf.STPM, width: int, rows: int, precision: str, rounds: int) -> dict[str, Any]:
+def case(detector: Any, width: int, rows: int, precision: str, rounds: int) -> dict[str, Any]:
     streamer = RowStreamer(detector, width, rows, precision=precision)
     tile = fused(detector, rows + 2 * OVERLAP, width, precision)
     whole = fused(detector, WHOLE, width, precision)
@@ -114,18 +129,72 @@ def case(detector: sf.STPM, width: int, rows: int, precision: str, rounds: int) 
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="a narrow strip, three rounds, nothing written")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    keep_freed_memory()
+@torch.inference_mode()
+def rates(method: str, widths: Sequence[int], pushes: Sequence[int], samples: int) -> list[dict[str, Any]]:
+    """The steady state of one method; the median of ``samples`` pushes each."""
+    detector, found = untrained(method), []
+    for precision in PRECISIONS:
+        for rows in pushes:
+            streamer = RowStreamer(
+                detector, widths[0], max(rows, 32) if method == "rstpm" else rows, precision=precision
+            )
+            for width in widths:
+                streamer.set_width(width)
+                block = torch.rand(1, 3, streamer.rows_per_push or rows, width)
+                while streamer.rows < streamer.module.settled + rows:
+                    streamer.push(block)
+                for threads in THREADS:
+                    torch.set_num_threads(threads)
+                    timing = interleave({"push": partial(streamer.push, block)}, samples, 1)["push"]
+                    found.append({
+                        "case": {"method": method, "width": width, "rows_per_push": block.shape[2],
+                                 "precision": precision, "threads": threads},
+                        "delay_rows": streamer.delay_rows, "state_bytes": streamer.state_bytes,
+                        "timings": {"push": timing.summary()},
+                        "rows_per_second": round(block.shape[2] / timing.median),
+                    })  # fmt: skip
+                torch.set_num_threads(max(THREADS))
+    return found
+
+
+def single_image(side: int, rounds: int) -> list[dict[str, Any]]:
+    """One image, converted anew for every call, as a user of ``native_maps`` has it."""
+    detector, image, found = untrained(), torch.rand(1, 3, side, side), []
+    for precision in PRECISIONS:
+        contenders = {
+            name: lambda first=first, precision=precision: native_maps(
+                detector, image, depth_first=first, precision=precision
+            )
+            for name, first in (("depth_first", True), ("at_once", False))
+        }
+        timings = interleave(contenders, repeats=rounds, warmup=1)
+        found.append({
+            "case": {"method": "stpm", "image": [side, side], "precision": precision},
+            "timings": {name: timing.summary() for name, timing in timings.items()},
+            "ratios": {"at_once / depth_first": ratio(timings["at_once"], timings["depth_first"])},
+        })  # fmt: skip
+    return found
+
+
+def large_image(height: int, width: int) -> dict[str, Any]:
+    """In this process: the time, and by how much the peak of the memory grew beyond image and map."""
     detector = untrained()
-    width, rounds = (128, 3) if options.quick else (options.width, ROUNDS)
-    cases = [case(detector, width, options.rows, precision, rounds) for precision in ("fp32", "bf16")]
+    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
+    native_maps(detector, image[:, :, :256, :256], precision="bf16")  # libraries
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    start = time.perf_counter()
+    maps = native_maps(detector, image, precision="bf16")
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "case": {"method": "stpm", "image": [height, width], "precision": "bf16"},
+        "seconds": round(seconds, 2), "rows_per_second": round(height / seconds),
+        "bytes": {"image": image.nbytes, "map": maps.nbytes, "peak_before": before, "peak": peak,
+                  "grown_beyond_the_map": peak - before - maps.nbytes},
+    }  # fmt: skip
+
+
+def print_main(cases: list[dict[str, Any]]) -> None:
     table = []
     for result in cases:
         speed, ratios = result["rows_per_second"], result["ratios"]
@@ -134,8 +203,42 @@ def main() -> None:
             *(f"{r['median']:.2f} ({r['q1']:.2f} to {r['q3']:.2f})" for r in ratios.values()),
         ])  # fmt: skip
     print_table(["precision", "exact rows/s", "tiled", "whole", *cases[0]["ratios"]], table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=("main", "rates", "images", "large"), default="main")
+    parser.add_argument("--quick", action="store_true", help="a narrow strip, three rounds, nothing written")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    if options.only == "large":
+        print(json.dumps(large_image(*((2000, 256) if options.quick else LARGE))))
+        return
+    cases: list[dict[str, Any]] = []
+    if options.only == "main":
+        width, rounds = (128, 3) if options.quick else (1024, ROUNDS)
+        cases += [case(untrained(), width, 64, precision, rounds) for precision in PRECISIONS]
+        print_main(cases)
+    if options.only == "rates":
+        for method in METHODS:
+            full = method == "stpm" and not options.quick
+            widths = WIDTHS if full else (128 if options.quick else 1024,)
+            found = rates(method, widths, PUSHES if full else (64,), 3 if options.quick else 5)
+            print_table(
+                ["method", "width", "rows", "precision", "threads", "rows/s"],
+                [[*result["case"].values(), result["rows_per_second"]] for result in found],
+            )
+            cases += found
+    if options.only == "images":
+        images = single_image(256 if options.quick else 2048, 3)
+        command = [sys.executable, __file__, "--only", "large", *(["--quick"] if options.quick else [])]
+        images.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        print(*(json.dumps(result) for result in images), sep="\n")
+        cases += images
     if not options.quick:
-        print(write_result("linescan", cases))
+        print(write_result("linescan" if options.only == "main" else f"linescan_{options.only}", cases))
 
 
 if __name__ == "__main__":
