@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     web_defects: int
 
 
-FULL, QUICK = Plan(120, 24, 12, 20, 25, 25), Plan(40, 10, 4, 6, 10, 10)
+FULL, QUICK = Plan(120, 24, 12, 20, 20, 20), Plan(40, 10, 4, 6, 10, 10)
 
 
 def demo(output: Path, *, quick: bool) -> None:
