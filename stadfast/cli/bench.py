@@ -122,7 +122,7 @@ def _compile(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
     """torch.compile with freezing, in the scorer's precision."""
     torch._inductor.config.freezing = True
     mode = "max-autotune" if scorer.device.type == "cuda" else "default"
-    compiled = torch.compile(detector.graph_, mode=mode)
+    compiled = torch.compile(detector.graph_, mode=mode, dynamic=False)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[scorer.precision]
 
     @torch.no_grad()

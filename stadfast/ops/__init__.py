@@ -5,6 +5,7 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 
 from ._library import Backend, backend, cache_folder, plain_pytorch
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
+from .images import normalize_images
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
 from .peers import code_distance, ensemble_scores, peer_distance, reduce_heads
 from .pooling import max_pool2d
@@ -24,6 +25,7 @@ __all__ = [
     "key_histogram",
     "label_regions",
     "max_pool2d",
+    "normalize_images",
     "peer_distance",
     "plain_pytorch",
     "pyramid_distance",

@@ -74,3 +74,10 @@ def peer_distance(descriptors: list[Tensor], pairs: list[int], groups: list[int]
 def max_pool2d(input: Tensor, above: Tensor | None, kernel: int, stride: int, padding: list[int]) -> Tensor:
     rows = input if above is None else torch.cat([above, input], dim=2)
     return F.max_pool2d(rows, kernel, stride, padding)
+
+
+def normalize_images(images: Tensor, mean: list[float], std: list[float], bfloat16: bool) -> Tensor:
+    unit = images.float() / 255 if images.dtype == torch.uint8 else images
+    shift, scale = (unit.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    normalized = ((unit - shift) / scale).contiguous(memory_format=torch.channels_last)
+    return normalized.bfloat16() if bfloat16 else normalized

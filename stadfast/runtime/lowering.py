@@ -52,7 +52,7 @@ def lower_exported(module: fx.GraphModule, device: torch.device) -> fx.GraphModu
     for node in list(module.graph.nodes):
         if node.op == "call_module":  # checks of the input's shape
             module.graph.erase_node(node)
-        elif node.target is torch.ops.aten._upsample_bilinear2d_aa.vec:
+        elif node.target in _RESIZINGS.values():
             node.target = resize
     return finish(module).to(device)
 
@@ -151,7 +151,7 @@ class _Lowering:
             if hasattr(Tensor, name):
                 return self.graph.call_method(name, tuple(args))
             function = getattr(torch._C._nn, name, function)
-        if function is aten._upsample_bilinear2d_aa.vec and not self.keep_resize:
+        if function in _RESIZINGS.values() and not self.keep_resize:
             function = resize
         elif function is aten._convolution.default:  # a private name, which exporters do not know
             function, args = aten.convolution.default, args[:9]
@@ -201,11 +201,15 @@ def is_floating(node: fx.Node) -> bool:
     return "dtype" in node.meta and bool(node.meta["dtype"].is_floating_point)
 
 
-def resize(images: Tensor, size: Any, align_corners: bool, scales: Any) -> Tensor:
+def resize(images: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
     """Bilinear with antialiasing; at equal size that is the identity, and left out."""
     if size is not None and list(images.shape[-2:]) == list(size):
         return images
-    return torch.ops.aten._upsample_bilinear2d_aa.vec(images, size, align_corners, scales)
+    return _RESIZINGS[len(scales)](images, size, align_corners, *scales)
+
+
+# By the number of scales: one list, or height and width, as a second recording writes it.
+_RESIZINGS = {1: torch.ops.aten._upsample_bilinear2d_aa.vec, 2: torch.ops.aten._upsample_bilinear2d_aa.default}
 
 
 def _item(values: Any, index: int) -> Any:

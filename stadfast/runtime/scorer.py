@@ -25,6 +25,7 @@ from .images import batches, to_unit
 from .lowering import UnsupportedGraphError, lower, lower_exported, propagate
 from .memory import keep_freed_memory
 from .precision import DTYPES, narrow
+from .preparation import fuse_preparation
 from .siblings import join
 
 if TYPE_CHECKING:
@@ -128,8 +129,13 @@ class Scorer:
                     f"{self._fixed[0]} x {self._fixed[1]} (export with size='dynamic' takes any)"
                 )
             with _running(self.deterministic):
-                outputs = self._engine(to_unit(batch.to(self.device, non_blocking=True)))
+                outputs = self._engine(self._as_read(batch.to(self.device, non_blocking=True)))
             yield Prediction(*(x.to(batch.device) for x in outputs))
+
+    def _as_read(self, batch: Tensor) -> Tensor:
+        """uint8 where the engine converts it itself, else float32 in [0, 1]."""
+        as_it_is = batch.dtype == torch.uint8 and getattr(self._engine, "reads_bytes", False)
+        return batch if as_it_is else to_unit(batch)
 
     def predict(self, images: Any) -> Prediction:
         """The same as calling, under the detectors' name for it."""
@@ -159,6 +165,7 @@ def optimise_recorded(
         from .cuda import CudaGraphs
 
         return CudaGraphs(graph, batch_size), "cuda graph"
+    reads_bytes = fuse_preparation(graph)
     if precision != "fp32":
         join(graph)
     fused = copy.deepcopy(graph)
@@ -168,7 +175,9 @@ def optimise_recorded(
     except RuntimeError:  # torch's way around an addition that oneDNN does not fuse knows no half types
         fused = graph
         fuse(fused, residuals=False)
-    return fused if keep_freed_memory() else one_by_one(fused), path
+    engine: Engine = fused if keep_freed_memory() else one_by_one(fused)
+    engine.reads_bytes = reads_bytes  # type: ignore[attr-defined]
+    return engine, path
 
 
 def optimise(module: nn.Module, example: Tensor, precision: str = "auto") -> tuple[Engine, str, str]:

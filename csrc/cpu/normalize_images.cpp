@@ -1,0 +1,86 @@
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "../check.h"
+#include "../macros.h"
+
+namespace stadfast::cpu {
+namespace {
+
+constexpr int64_t kGrain = 32768;  // values below which a second thread costs more than it brings
+constexpr int64_t kChannels = 3;
+
+// Round to nearest, ties to even; every NaN stays one.
+inline __attribute__((always_inline)) uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+inline __attribute__((always_inline)) float to_float(float value) { return value; }
+
+// scale, shift: one per value of a row, as the channels take turns
+#define SF_ROW(IN, OUT, STORE)                                                                              \
+  SF_CLONES void normalize_row(const IN* in, int64_t n, const float* scale, const float* shift, OUT* out) { \
+    _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) out[i] = STORE(float(in[i]) * scale[i] + shift[i]); \
+  }
+
+SF_ROW(uint8_t, float, to_float)
+SF_ROW(uint8_t, uint16_t, to_bfloat16)
+SF_ROW(float, float, to_float)
+SF_ROW(float, uint16_t, to_bfloat16)
+
+template <class In, class Out>
+void normalize(const Tensor& images, const std::vector<float>& scale, const std::vector<float>& shift, Tensor& output) {
+  const int64_t height = images.size(2), n = images.size(3) * kChannels;
+  const int64_t image_stride = images.stride(0), row_stride = images.stride(2);
+  const In* in = static_cast<const In*>(images.const_data_ptr());
+  Out* out = static_cast<Out*>(output.mutable_data_ptr());
+  torch::stable::parallel_for(0, images.size(0) * height, std::max<int64_t>(1, kGrain / n),
+                              [&](int64_t row, int64_t end) {
+                                for (; row < end; ++row)
+                                  normalize_row(in + row / height * image_stride + row % height * row_stride, n,
+                                                scale.data(), shift.data(), out + row * n);
+                              });
+}
+
+// images: (B, 3, H, W) uint8 or float32; mean, std: 3 -> (B, 3, H, W) channels_last, float32 or bfloat16
+Tensor normalize_images(Tensor images, std::vector<double> mean, std::vector<double> std, bool bfloat16) {
+  using torch::headeronly::MemoryFormat;
+  const bool bytes = images.scalar_type() == ScalarType::Byte;
+  SF_CHECK(bytes || images.scalar_type() == ScalarType::Float, "normalize_images: expected uint8 or float32");
+  SF_CHECK(images.dim() == 4 && images.size(1) == kChannels && images.size(2) >= 1 && images.size(3) >= 1 &&
+               images.size(3) < kMaxExtent,
+           "normalize_images: expected (B, 3, H, W)");
+  SF_CHECK(mean.size() == kChannels && std.size() == kChannels, "normalize_images: expected 3 means and deviations");
+  if (images.stride(1) != 1 || (images.size(3) > 1 && images.stride(3) != kChannels))
+    images = torch::stable::contiguous(images, MemoryFormat::ChannelsLast);
+  const int64_t width = images.size(3);
+  std::vector<float> scale(width * kChannels), shift(width * kChannels);
+  for (int64_t i = 0; i < width * kChannels; ++i) {
+    const double deviation = std[i % kChannels];
+    scale[i] = float(1 / (deviation * (bytes ? 255 : 1)));
+    shift[i] = float(-mean[i % kChannels] / deviation);
+  }
+  Tensor output = torch::stable::empty({images.size(0), kChannels, images.size(2), width},
+                                       bfloat16 ? ScalarType::BFloat16 : ScalarType::Float, std::nullopt,
+                                       images.device(), std::nullopt, MemoryFormat::ChannelsLast);
+  if (bytes)
+    bfloat16 ? normalize<uint8_t, uint16_t>(images, scale, shift, output)
+             : normalize<uint8_t, float>(images, scale, shift, output);
+  else
+    bfloat16 ? normalize<float, uint16_t>(images, scale, shift, output)
+             : normalize<float, float>(images, scale, shift, output);
+  return output;
+}
+
+}  // namespace
+}  // namespace stadfast::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(stadfast, CPU, m) { m.impl("normalize_images", TORCH_BOX(&stadfast::cpu::normalize_images)); }
