@@ -48,11 +48,42 @@ inline __attribute__((always_inline)) void restore_body(int64_t n, I* values) {
   for (int64_t i = 0; i < n; ++i) values[i] = I(values[i] ^ (I(values[i] >> (8 * sizeof(I) - 1)) & kLargest));
 }
 
+// The usual window has three rows and columns: all at once, nothing is read or written twice. At a border, where there
+// are fewer, one comes twice.
+template <class I>
+inline __attribute__((always_inline)) void highest_of_rows_body(const I* a, const I* b, const I* c, int64_t n,
+                                                                I infinity, I* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const I first = key(a[i], infinity), second = key(b[i], infinity), third = key(c[i], infinity);
+    const I higher = first > second ? first : second;
+    out[i] = higher > third ? higher : third;
+  }
+}
+
+template <class I>
+inline __attribute__((always_inline)) void highest_of_columns_body(const I* a, const I* b, const I* c, int64_t n,
+                                                                   I* out) {
+  constexpr I kLargest = std::numeric_limits<I>::max();
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const I higher = a[i] > b[i] ? a[i] : b[i];
+    const I highest = higher > c[i] ? higher : c[i];
+    out[i] = I(highest ^ (I(highest >> (8 * sizeof(I) - 1)) & kLargest));
+  }
+}
+
 // target_clones takes no templates: one named clone per element type.
 #define SF_LEAVES(I)                                                                                     \
   SF_CLONES void raise(const I* in, int64_t n, I infinity, I* out) { raise_body(in, n, infinity, out); } \
   SF_CLONES void raise_keys(const I* in, int64_t n, I* out) { raise_keys_body(in, n, out); }             \
-  SF_CLONES void restore(int64_t n, I* values) { restore_body(n, values); }
+  SF_CLONES void restore(int64_t n, I* values) { restore_body(n, values); }                              \
+  SF_CLONES void highest_of_rows(const I* a, const I* b, const I* c, int64_t n, I infinity, I* out) {    \
+    highest_of_rows_body(a, b, c, n, infinity, out);                                                     \
+  }                                                                                                      \
+  SF_CLONES void highest_of_columns(const I* a, const I* b, const I* c, int64_t n, I* out) {             \
+    highest_of_columns_body(a, b, c, n, out);                                                            \
+  }
 
 SF_LEAVES(int16_t)
 SF_LEAVES(int32_t)
@@ -97,6 +128,13 @@ void raise_row(const I* row, const Layout& in, I infinity, I* columns) {
 template <class I>
 void pool_columns(const I* columns, const Axis& axis, int64_t channels, I* out) {
   const int64_t width = axis.outputs();
+  if (axis.size == 3) {
+    for (int64_t x = 0; x < width; ++x) {
+      const auto column = [&](int64_t i) { return columns + std::min(axis.begin(x) + i, axis.end(x) - 1) * channels; };
+      highest_of_columns(column(0), column(1), column(2), channels, out + x * channels);
+    }
+    return;
+  }
   std::fill(out, out + width * channels, std::numeric_limits<I>::min());
   for (int64_t x = 0; x < width; ++x)
     for (int64_t column = axis.begin(x); column < axis.end(x); ++column)
@@ -110,13 +148,19 @@ void pool(const Block& above, const Block& block, const Axis& down, const Axis& 
   I* target = static_cast<I*>(output.mutable_data_ptr());
   const int64_t height = down.outputs(), channels = block.layout.channels, run = along.extent * channels;
   const int64_t before = down.extent - block.layout.height;
+  const bool at_once = down.size == 3 && above.layout.pixel_stride == channels && block.layout.pixel_stride == channels;
   const auto pool_rows = [&](int64_t i, int64_t end) {
     std::vector<I> columns;
     for (; i < end; ++i) {
-      columns.assign(run, std::numeric_limits<I>::min());
-      for (int64_t b = i / height, y = down.begin(i % height); y < down.end(i % height); ++y) {
-        const Block& source = y < before ? above : block;
-        raise_row(source.row<I>(b, y < before ? y : y - before), source.layout, infinity, columns.data());
+      const int64_t b = i / height, top = down.begin(i % height), bottom = down.end(i % height);
+      const auto row = [&](int64_t y) { return y < before ? above.row<I>(b, y) : block.row<I>(b, y - before); };
+      if (at_once) {
+        columns.resize(run);
+        highest_of_rows(row(top), row(std::min(top + 1, bottom - 1)), row(bottom - 1), run, infinity, columns.data());
+      } else {
+        columns.assign(run, std::numeric_limits<I>::min());
+        for (int64_t y = top; y < bottom; ++y)
+          raise_row(row(y), (y < before ? above : block).layout, infinity, columns.data());
       }
       pool_columns(columns.data(), along, channels, target + i * along.outputs() * channels);
     }
