@@ -6,7 +6,9 @@ Needs the extra ``bench``. The same weights, the same uint8 images in memory and
 mask) for all, in turn, in one process: ``stadfast bench --against ...`` in bf16 and fp32, as one result.
 
 * ``stadfast``: ``sf.Scorer`` on the bundle
-* ``openvino``: the same graph as ``sf.export(..., "openvino")`` writes it, in the same precision
+* ``openvino``: the same graph as ``sf.export(..., "openvino")`` writes it, in the same precision, compiled for each
+  batch size, with the conversion from uint8 in its own graph (dynamic shapes and floats from outside cost it a third)
+* ``compile``: the detector's graph through ``torch.compile`` with frozen weights, in the same precision
 * ``anomalib``: ``TorchInferencer.predict`` on ``Stfpm`` with these weights, float32, image by image
 * ``eager``: the detector's graph in PyTorch, float32
 """
@@ -23,6 +25,8 @@ from common import write_result
 
 from stadfast.cli.bench import bench
 
+PEERS = {"bf16": ["openvino", "compile", "eager", "anomalib"], "fp32": ["openvino", "compile"]}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -32,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cases = []
-    for precision, against in (("bf16", ["openvino", "eager", "anomalib"]), ("fp32", ["openvino"])):
+    for precision, against in PEERS.items():
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "result.json"
             bench(
@@ -42,7 +46,8 @@ def main() -> None:
             result = json.loads(target.read_text())
         for case in result["cases"]:
             setting = {"precision": precision, "batch": case.pop("batch"), "path": result["path"]}
-            cases.append({"case": setting, **case})
+            memory = result["memory_mb"][str(setting["batch"])]
+            cases.append({"case": setting, **case, "memory_mb": memory, "agreement": result["agreement"]})
     print(write_result("latency", cases, {"network_size": result["network_size"], "rounds": options.rounds}))
 
 

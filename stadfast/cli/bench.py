@@ -15,13 +15,14 @@ from torch import Tensor
 from .. import Detector, __version__, load
 from .._files import atomic_write
 from ..data import list_images, read_image
-from ..errors import UsageError
+from ..errors import StadfastError, UsageError
 from ..runtime import Scorer, export
-from ..runtime.bench import Contender, machine, measure
+from ..runtime.bench import Contender, machine, measure, peak_memory
 from ._guard import printable
 from ._output import write_json
 
 PEERS = ("eager", "compile", "openvino", "anomalib")
+_AGREE = 0.1  # bf16 against fp32, of the map's largest value
 
 
 def bench(
@@ -38,7 +39,9 @@ def bench(
     paths = list_images(images)[: max(batches)] if images is not None else []
     pictures = _pictures(paths, scorer)
     with tempfile.TemporaryDirectory() as folder:
+        memory = _memory(scorer, pictures, batches)  # before the peers take theirs
         contenders = _contenders(model, scorer, against, Path(folder))
+        agreement = _agreement(contenders, pictures)
         cases = measure(contenders, pictures, batches, rounds, scorer.device)
     if paths:
         cases += _with_decoding(scorer, paths, batches, rounds)
@@ -49,10 +52,14 @@ def bench(
     result = {
         "model": model.name, "method": scorer.method, "path": scorer.path, "precision": scorer.precision,
         "network_size": scorer.image_size, "image_size": (height, width), "ready_s": round(ready, 3),
-        "stadfast": __version__, "machine": machine(scorer.device), "cases": cases,
+        "stadfast": __version__, "machine": machine(scorer.device), "memory_mb": memory, "agreement": agreement,
+        "cases": cases,
     }  # fmt: skip
     if json != "-":
-        print(f"{printable(scorer)}, images {height} x {width}, ready after {ready:.2f} s")
+        most = max(memory.values())
+        print(
+            f"{printable(scorer)}, images {height} x {width}, ready after {ready:.2f} s, at most {most:.0f} MB"
+        )
         _print(cases)
     write_json(json, result)
     if plot is not None:
@@ -78,6 +85,36 @@ def _pictures(paths: Sequence[Path], scorer: Scorer) -> Tensor:
     same = [image for image in found if image.shape == found[0].shape]
     stacked = torch.stack(same)
     return stacked if stacked.dtype == torch.uint8 else (stacked * 255).to(torch.uint8)
+
+
+def _memory(scorer: Scorer, images: Tensor, batches: Sequence[int]) -> dict[str, float]:
+    """Batch size -> the most memory in MB until then; see :func:`stadfast.runtime.bench.peak_memory`."""
+    found = {}
+    for batch in sorted(batches):
+        scorer(images[torch.arange(batch) % len(images)])
+        found[str(batch)] = round(peak_memory(scorer.device), 1)
+    return found
+
+
+def _agreement(contenders: dict[str, Contender], images: Tensor) -> dict[str, float]:
+    """Peer -> the largest difference of its map from ours, over our map's largest value.
+
+    anomalib's map is another product of the same distances, and left out.
+
+    Raises:
+        StadfastError: a peer computes something else.
+    """
+    ours = contenders["stadfast"](images[:1])[2].float()
+    found = {}
+    for name, run in contenders.items():
+        if name not in ("stadfast", "anomalib"):
+            difference = (run(images[:1])[2].to(ours.device) - ours).abs().max() / ours.abs().max()
+            found[name] = round(float(difference), 6)
+            if not difference <= _AGREE:
+                raise StadfastError(
+                    f"{name} gives other maps: they differ by {found[name]} of the largest value"
+                )
+    return found
 
 
 def _with_decoding(
@@ -135,12 +172,19 @@ def _compile(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
 
 
 def _openvino(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
-    """The same graph and outputs in OpenVINO, in the scorer's precision, fed as it likes: float32, planar."""
+    """The same graph and outputs in OpenVINO, in the scorer's precision, compiled for each shape, fed with bytes."""
     from ..runtime.openvino import compile_model
 
-    path = export(detector, folder / "model.xml", "openvino", size=scorer.image_size)
-    run = compile_model(path, scorer.precision, torch.get_num_threads())
-    return lambda images: run(images.permute(0, 3, 1, 2).float() / 255)
+    compiled: dict[tuple[int, ...], Callable[[Tensor], Any]] = {}
+
+    def run(images: Tensor) -> Any:
+        shape = tuple(images.shape)
+        if shape not in compiled:
+            path = export(detector, folder / "model.xml", "openvino", size=(shape[1], shape[2]))
+            compiled[shape] = compile_model(path, scorer.precision, torch.get_num_threads(), shape)
+        return compiled[shape](images)
+
+    return run
 
 
 def _anomalib(detector: Detector, scorer: Scorer, folder: Path) -> Contender:

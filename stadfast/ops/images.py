@@ -25,7 +25,8 @@ def normalize_images(
 
     Args:
         images: (B, 3, H, W) uint8, or float32 in [0, 1]; read in place where the channels of a pixel are neighbours.
-        mean, std: of the three channels, for images in [0, 1].
+        mean: of the three channels, for images in [0, 1].
+        std: likewise.
         dtype: ``torch.float32`` or ``torch.bfloat16``.
 
     Returns:

@@ -37,7 +37,11 @@ class Timing(NamedTuple):
 def interleave(
     contenders: Mapping[str, Callable[[], Any]], rounds: int, sync: Callable[[], None] = lambda: None
 ) -> dict[str, Timing]:
-    """Time the contenders in turn, each round starting with another, so that what disturbs one disturbs all."""
+    """Time the contenders in turn, each round starting with another, so that what disturbs one disturbs all.
+
+    Each turn is a call that is not timed and one that is: threads of the contender before, which still wait for work
+    in a loop (OpenMP's and TBB's do, for milliseconds), would slow down the first.
+    """
     names = list(contenders)
     for name in names:
         for _ in range(_WARM_UP):
@@ -46,6 +50,7 @@ def interleave(
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            contenders[name]()
             sync()
             start = time.perf_counter()
             contenders[name]()
@@ -83,10 +88,16 @@ def measure(
             "ratios": {
                 f"{name} / {ours}": _ratio(timings[name], timings[ours]) for name in timings if name != ours
             },
-            "memory_mb": round(_memory(device) / 1e6, 1),
         }
         cases.append(case)
     return cases
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory so far in MB: the GPU's, or the process's with all of Python and torch in it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -109,13 +120,6 @@ def _bind(function: Contender, images: Tensor) -> Callable[[], Any]:
 def _ratio(theirs: Timing, ours: Timing) -> float:
     """How many times faster we are: the median of the rounds' own ratios."""
     return round(statistics.median(a / b for a, b in zip(theirs.samples, ours.samples, strict=True)), 4)
-
-
-def _memory(device: torch.device) -> int:
-    """The most memory so far: the GPU's, or the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _processor() -> str:

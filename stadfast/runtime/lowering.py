@@ -209,7 +209,10 @@ def resize(images: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tens
 
 
 # By the number of scales: one list, or height and width, as a second recording writes it.
-_RESIZINGS = {1: torch.ops.aten._upsample_bilinear2d_aa.vec, 2: torch.ops.aten._upsample_bilinear2d_aa.default}
+_RESIZINGS = {
+    1: torch.ops.aten._upsample_bilinear2d_aa.vec,
+    2: torch.ops.aten._upsample_bilinear2d_aa.default,
+}
 
 
 def _item(values: Any, index: int) -> Any:

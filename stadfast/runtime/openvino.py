@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,16 @@ from torch import Tensor
 from ..errors import BundleError, StadfastError
 
 
-def compile_model(path: Path, precision: str, threads: int | None) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def compile_model(
+    path: Path, precision: str, threads: int | None, shape: Sequence[int] | None = None
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """A function from (B, 3, h, w) float32 on the CPU to the archive's four outputs.
+
+    Args:
+        path: of the archive.
+        precision: "bf16", or "fp32" for everything else.
+        threads: as OpenVINO likes if None.
+        shape: take (B, H, W, 3) uint8 of this shape alone, which is OpenVINO's fastest way.
 
     Raises:
         StadfastError: OpenVINO is not installed. BundleError: it cannot read the file.
@@ -30,7 +39,11 @@ def compile_model(path: Path, precision: str, threads: int | None) -> Callable[[
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     try:
-        model = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+        core = openvino.Core()
+        network = core.read_model(os.fspath(path))
+        if shape is not None:
+            network = _for_bytes(network, shape)
+        model = core.compile_model(network, "CPU", settings)
     except RuntimeError as error:
         raise BundleError(f"{path} cannot be compiled: {str(error).splitlines()[0]}") from error
     requests = threading.local()  # a request serves one thread at a time
@@ -44,3 +57,17 @@ def compile_model(path: Path, precision: str, threads: int | None) -> Callable[[
         return scores, labels.bool(), maps, masks.bool()
 
     return run
+
+
+def _for_bytes(network: Any, shape: Sequence[int]) -> Any:
+    """The network with conversion from uint8 and layout in its graph, and a fixed shape."""
+    from openvino import Layout, Type
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(network)
+    steps.input().tensor().set_element_type(Type.u8).set_layout(Layout("NHWC"))
+    steps.input().model().set_layout(Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(Type.f32).scale(255.0)
+    network = steps.build()
+    network.reshape(list(shape))
+    return network

@@ -14,7 +14,9 @@ from .lowering import finish, resize
 aten = torch.ops.aten
 
 
-def prepare(images: Tensor, resizing: tuple[Any, ...], mean: list[float], std: list[float], dtype: Any) -> Tensor:
+def prepare(
+    images: Tensor, resizing: tuple[Any, ...], mean: list[float], std: list[float], dtype: Any
+) -> Tensor:
     """Images as they come, uint8 or float32 in [0, 1], resized if they must be, then normalised.
 
     ``resizing`` holds :func:`~stadfast.runtime.lowering.resize`'s arguments, and is empty where the images have the

@@ -30,7 +30,7 @@ def test_percentiles() -> None:
 def test_contenders_take_turns_after_a_warm_up() -> None:
     calls: list[str] = []
     timings = interleave({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=4)
-    assert "".join(calls) == "aaabbb" + "abba" * 2
+    assert "".join(calls) == "aaabbb" + "aabbbbaa" * 2  # each turn: one call that is not timed, one that is
     assert all(len(timing.samples) == 4 for timing in timings.values())
 
 
@@ -39,7 +39,6 @@ def test_a_slower_peer_has_a_ratio_above_one() -> None:
     cases = measure(contenders, torch.zeros(2, 4, 4, 3, dtype=torch.uint8), [1, 5], 5, torch.device("cpu"))
     assert [case["batch"] for case in cases] == [1, 5]
     assert cases[0]["ratios"]["theirs / ours"] > 2
-    assert cases[0]["memory_mb"] > 10
 
 
 def test_the_command(stpm: sf.Detector, tmp_path: Path) -> None:

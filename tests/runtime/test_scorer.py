@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,31 @@ def test_eight_threads_give_the_results_of_one(scorer: Scorer, images: Tensor) -
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_hours_do_not_cost_memory(scorer: Scorer, images: Tensor) -> None:
+    """Eight threads, batches and sizes mixed: what is resident after many calls is what was after some."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def work(calls: int) -> None:
+        for i in range(calls):
+            scorer(images[: 1 + i % 3, :, : 60 + i % 5])
+
+    def run(calls: int) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(work, calls) for _ in range(8)]:
+                done.result()
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no /proc")
+    run(30)
+    before = resident()
+    for _ in range(4):
+        run(30)
+    one_map = 3 * 4 * scorer.image_size[0] * scorer.image_size[1]
+    assert resident() - before < 8 * 4 * 30 * one_map / 2  # had every call kept but half of its map
 
 
 def test_deterministic(archive: Path, images: Tensor) -> None:
