@@ -9,6 +9,7 @@ mask) for all, in turn, in one process: ``stadfast bench --against ...`` in bf16
 * ``openvino``: the same graph as ``sf.export(..., "openvino")`` writes it, in the same precision, compiled for each
   batch size, with the conversion from uint8 in its own graph (dynamic shapes and floats from outside cost it a third)
 * ``compile``: the detector's graph through ``torch.compile`` with frozen weights, in the same precision
+* ``aot``: the graph compiled ahead of time (``sf.export(..., "export", aot=True)``), which takes minutes to make
 * ``anomalib``: ``TorchInferencer.predict`` on ``Stfpm`` with these weights, float32, image by image
 * ``eager``: the detector's graph in PyTorch, float32
 """
@@ -33,10 +34,13 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--against", help="peers in bf16 alone, such as aot,openvino; default: the table's")
+    parser.add_argument("--name", default="latency", help="of the result: results/NAME.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cases = []
-    for precision, against in PEERS.items():
+    peers = PEERS if options.against is None else {"bf16": options.against.split(",")}
+    for precision, against in peers.items():
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "result.json"
             bench(
@@ -48,7 +52,9 @@ def main() -> None:
             setting = {"precision": precision, "batch": case.pop("batch"), "path": result["path"]}
             memory = result["memory_mb"][str(setting["batch"])]
             cases.append({"case": setting, **case, "memory_mb": memory, "agreement": result["agreement"]})
-    print(write_result("latency", cases, {"network_size": result["network_size"], "rounds": options.rounds}))
+    print(
+        write_result(options.name, cases, {"network_size": result["network_size"], "rounds": options.rounds})
+    )
 
 
 if __name__ == "__main__":

@@ -271,6 +271,9 @@ def export(
     portable: Annotated[
         bool, typer.Option("--portable", help="Plain PyTorch operators: runs without stadfast's library.")
     ] = False,
+    aot: Annotated[
+        bool, typer.Option("--aot", help="With 'export': machine code by AOTInductor; takes minutes.")
+    ] = False,
     verify: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Score these images through both and compare.")
     ] = None,
@@ -281,7 +284,7 @@ def export(
     from .fit import parse_size
 
     run(
-        model, output, format=format, precision=precision, portable=portable, verify=verify,
+        model, output, format=format, precision=precision, portable=portable, aot=aot, verify=verify,
         size=size if size == "dynamic" else parse_size(size),
     )  # fmt: skip
 
@@ -293,7 +296,7 @@ def bench(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes.")] = "1,8",
     against: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Peers: eager, compile, openvino, anomalib.")
+        str, typer.Option(metavar="NAME,...", help="Peers: eager, compile, aot, openvino, anomalib.")
     ] = "",
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Of the networks.")] = "auto",
     device: Device = "auto",

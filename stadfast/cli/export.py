@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import load
 from ..data import list_images
+from ..errors import UsageError
 from ..runtime import Scorer, compare
 from ..runtime import export as write
 from ._guard import printable
@@ -19,11 +20,14 @@ def export(
     precision: str,
     size: str | tuple[int, int] | int,
     portable: bool,
+    aot: bool,
     verify: Path | None,
 ) -> None:
     """Write the archive, and with ``verify`` score the images there through both."""
+    if aot and verify is not None:
+        raise UsageError("--verify: Scorer does not run machine code (--aot)")
     detector = load(model, device="cpu")
-    write(detector, output, format, precision=precision, size=size, portable=portable)
+    write(detector, output, format, precision=precision, size=size, portable=portable, aot=aot)
     print(f"wrote {printable(output)} ({output.stat().st_size / 1e6:.1f} MB, {format}, {precision})")
     if verify is None:
         return

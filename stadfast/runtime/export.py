@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import ops
 from .._files import atomic_write
 from ..errors import StadfastError, UsageError
+from .aot import add_member, compile_package
 from .archive import ARCHIVE_FORMAT, MEMBER, SUFFIXES
 from .lowering import lower, propagate, quiet
 from .precision import DTYPES, narrow
@@ -42,6 +43,7 @@ def export(
     precision: str = "fp32",
     size: str | int | tuple[int, int] = "dynamic",
     portable: bool = False,
+    aot: bool = False,
 ) -> Path:
     """Write a fitted detector's whole graph: resizing, normalisation, networks, map, score and thresholds.
 
@@ -60,6 +62,9 @@ def export(
             network's own.
         portable: record plain PyTorch operators, so that the archive runs where stadfast's library is not loaded;
             ONNX and OpenVINO always are.
+        aot: compile an ``"export"`` archive to machine code for this kind of processor (AOTInductor; needs a C++
+            compiler, and minutes). ``torch._inductor.aoti_load_package`` and libtorch's ``AOTIModelPackageLoader``
+            run it; Scorer is faster with the graph itself, and refuses machine code.
 
     Returns:
         the path.
@@ -69,6 +74,8 @@ def export(
         written.
     """
     height, width = _check(format, precision, size)
+    if aot and format != "export":
+        raise UsageError(f"aot: goes with format 'export' only, got {format!r}")
     path = Path(path)
     graph = detector._fitted()
     plain = portable or format in ("onnx", "openvino")
@@ -82,7 +89,7 @@ def export(
     sides = None if dynamic else (height, width)
     example = example_images(sides or unlike_inputs(graph.preprocess))
     dtype = torch.float32 if format in ("onnx", "openvino") else DTYPES[precision]
-    metadata = describe(detector, format, precision, sides, plain)
+    metadata = describe(detector, format, precision, sides, plain) | {"aot": aot}
     with ops.plain_pytorch(plain):
         module = _plain_graph(graph, example, dtype)
         with atomic_write(path) as temporary:
@@ -166,6 +173,10 @@ def _write_exported(
     module: nn.Module, example: Tensor, temporary: Path, path: Path, metadata: dict[str, Any], dynamic: bool
 ) -> None:
     program = _program(module, example, dynamic)
+    if metadata["aot"]:
+        temporary.write_bytes(compile_package(program))
+        add_member(temporary, MEMBER, json.dumps(metadata))
+        return
     with tempfile.TemporaryDirectory() as folder:  # torch insists on the suffix
         file = Path(folder) / "archive.pt2"
         with quiet():

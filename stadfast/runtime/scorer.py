@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import ops
-from ..errors import DataError, UsageError
+from ..errors import BundleError, DataError, UsageError
 from ..methods.graph import Prediction
 from ..methods.hardware import choose_device, choose_precision, deterministic_algorithms
 from .archive import format_of, load_exported, load_torchscript, read_metadata
@@ -226,6 +226,10 @@ def _open(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[str, Any
 
         return _open(load(source, device="cpu"))
     metadata = read_metadata(source)
+    if metadata.get("aot"):
+        raise BundleError(
+            f"{source} is refused: it holds machine code; torch._inductor.aoti_load_package runs it, if you trust it"
+        )
     kind = format_of(source)
     if kind in ("onnx", "openvino"):
         return None, metadata, kind

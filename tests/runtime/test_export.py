@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,6 +173,7 @@ def test_other_runtimes(stpm: sf.Detector, images: Tensor, tmp_path: Path, forma
         ({"format": "tflite"}, "format: expected one of torchscript"),
         ({"precision": "int8"}, "precision: expected one of fp32"),
         ({"format": "openvino", "precision": "bf16"}, "for openvino, got 'bf16'"),
+        ({"aot": True}, "aot: goes with format 'export' only, got 'torchscript'"),
         ({"size": "big"}, "size: expected 'dynamic'"),
         ({"size": (8, 8)}, "size: expected 'dynamic'"),
     ],
@@ -192,3 +194,28 @@ def test_a_graph_for_any_size_resizes_to_each_of_its_input_sizes(
 ) -> None:
     path = export(two_sizes, tmp_path / "model.pt")
     assert_agree(outputs(path, images), two_sizes.predict(images), 1e-4)
+
+
+@pytest.mark.slow
+def test_machine_code(stpm: sf.Detector, images: Tensor, tmp_path: Path) -> None:
+    """Compiled once, for one size, as that is what takes the least time."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    path = export(stpm, tmp_path / "model.pt2", "export", size=tuple(images.shape[2:]), aot=True)
+    assert read_metadata(path)["aot"] is True
+    compiled = torch._inductor.aoti_load_package(str(path))
+    assert_agree(tuple(compiled(images.float() / 255)), stpm.predict(images), 1e-4)
+    with pytest.raises(sf.errors.BundleError, match="machine code"):
+        Scorer(path)
+
+
+def test_machine_code_without_a_compiler(
+    stpm: sf.Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler\nand much more")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fails)
+    with pytest.raises(sf.StadfastError, match=r"cannot compile the graph here: no compiler$"):
+        export(stpm, tmp_path / "model.pt2", "export", aot=True)
+    assert not (tmp_path / "model.pt2").exists()
