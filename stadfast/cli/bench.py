@@ -77,7 +77,103 @@ def parse_batches(text: str) -> list[int]:
 def _pictures(paths: Sequence[Path], scorer: Scorer) -> Tensor:
     """(N, H, W, 3) uint8: the files at the first one's size, or noise at the network's."""
     if not paths:
-        compiled: dict[tuple[int, ...], Any] = {}
+        size = scorer.metadata["image_size"] or scorer.image_size
+        return torch.randint(
+            0, 256, (1, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+    found = [read_image(path).permute(1, 2, 0) for path in paths]
+    same = [image for image in found if image.shape == found[0].shape]
+    stacked = torch.stack(same)
+    return stacked if stacked.dtype == torch.uint8 else (stacked * 255).to(torch.uint8)
+
+
+def _memory(scorer: Scorer, images: Tensor, batches: Sequence[int]) -> dict[str, float]:
+    """Batch size -> the most memory in MB until then; see :func:`stadfast.runtime.bench.peak_memory`."""
+    found = {}
+    for batch in sorted(batches):
+        scorer(images[torch.arange(batch) % len(images)])
+        found[str(batch)] = round(peak_memory(scorer.device), 1)
+    return found
+
+
+def _agreement(contenders: dict[str, Contender], images: Tensor) -> dict[str, float]:
+    """Peer -> the largest difference of its map from ours, over our map's largest value.
+
+    anomalib's map is another product of the same distances, and left out.
+
+    Raises:
+        StadfastError: a peer computes something else.
+    """
+    ours = contenders["stadfast"](images[:1])[2].float()
+    found = {}
+    for name, run in contenders.items():
+        if name not in ("stadfast", "anomalib"):
+            difference = (run(images[:1])[2].to(ours.device) - ours).abs().max() / ours.abs().max()
+            found[name] = round(float(difference), 6)
+            if not difference <= _AGREE:
+                raise StadfastError(
+                    f"{name} gives other maps: they differ by {found[name]} of the largest value"
+                )
+    return found
+
+
+def _with_decoding(
+    scorer: Scorer, paths: Sequence[Path], batches: Sequence[int], rounds: int
+) -> list[dict[str, Any]]:
+    """The same with the files read and decoded at every call."""
+    cases = []
+    for batch in batches:
+        chosen = [paths[i % len(paths)] for i in range(batch)]
+        whole: dict[str, Contender] = {"stadfast, with decoding": lambda _, chosen=chosen: scorer(chosen)}  # type: ignore[misc]
+        cases += measure(
+            whole, torch.zeros(batch, 1, 1, 3, dtype=torch.uint8), [batch], rounds, scorer.device
+        )
+    return cases
+
+
+def _contenders(model: Path, scorer: Scorer, against: Sequence[str], folder: Path) -> dict[str, Contender]:
+    contenders: dict[str, Contender] = {"stadfast": scorer}
+    if against:
+        if model.suffix != ".safetensors":
+            raise UsageError(
+                "--against needs the detector's bundle (.safetensors): the peers take its weights"
+            )
+        detector = load(model, device=str(scorer.device))
+        for name in against:
+            contenders[name] = _BUILDERS[name](detector, scorer, folder)
+    return contenders
+
+
+def _eager(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
+    """The detector's graph in PyTorch, float32 planar images as anybody would write it."""
+    device = scorer.device
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Any:
+        return detector.graph_(images.to(device).permute(0, 3, 1, 2).float() / 255)
+
+    return run
+
+
+def _compile(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
+    """torch.compile with freezing, in the scorer's precision."""
+    torch._inductor.config.freezing = True
+    mode = "max-autotune" if scorer.device.type == "cuda" else "default"
+    compiled = torch.compile(detector.graph_, mode=mode, dynamic=False)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[scorer.precision]
+
+    @torch.no_grad()
+    def run(images: Tensor) -> Any:
+        planar = images.to(scorer.device).permute(0, 3, 1, 2).float() / 255
+        with torch.autocast(scorer.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return compiled(planar)
+
+    return run
+
+
+def _aot(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
+    """What ``export(aot=True)`` writes, in the scorer's precision: AOTInductor's machine code, for any batch size."""
+    compiled: dict[tuple[int, int], Any] = {}
 
     @torch.no_grad()
     def run(images: Tensor) -> Any:
