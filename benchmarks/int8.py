@@ -25,6 +25,7 @@ from stadfast.data import read_image
 from stadfast.runtime.export import example_images, record_on_cpu, unlike_inputs
 from stadfast.runtime.fusion import CONVOLUTION, convolution
 from stadfast.runtime.lowering import lower, propagate
+from stadfast.runtime.memory import keep_freed_memory
 from stadfast.runtime.siblings import join
 
 CALIBRATION = 32  # good images
@@ -37,6 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data, model = map(Path, options.model.split("=", 1))
+    keep_freed_memory()  # as the Scorer does
     detector, dataset = sf.load(model, device="cpu"), sf.MVTecLayout(data)
     with torch.inference_mode():
         cases = [speed(detector, batch) for batch in (1, 8)] + [accuracy(detector, dataset)]
