@@ -296,7 +296,10 @@ def bench(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes.")] = "1,8",
     against: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Peers: eager, compile, aot, openvino, anomalib.")
+        str,
+        typer.Option(
+            metavar="NAME,...", help="Peers: eager, compile, aot, openvino, openvino-dynamic, anomalib."
+        ),
     ] = "",
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Of the networks.")] = "auto",
     device: Device = "auto",

@@ -21,7 +21,7 @@ from ..runtime.bench import Contender, machine, measure, peak_memory
 from ._guard import printable
 from ._output import write_json
 
-PEERS = ("eager", "compile", "aot", "openvino", "anomalib")
+PEERS = ("eager", "compile", "aot", "openvino", "openvino-dynamic", "anomalib")
 _AGREE = 0.1  # bf16 against fp32, of the map's largest value
 
 
@@ -203,6 +203,15 @@ def _openvino(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
     return run
 
 
+def _openvino_dynamic(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
+    """The same for any batch and image size, as our archive is: floats in, converted by PyTorch."""
+    from ..runtime.openvino import compile_model
+
+    path = export(detector, folder / "dynamic.xml", "openvino")
+    run = compile_model(path, scorer.precision, torch.get_num_threads())
+    return lambda images: run(images.permute(0, 3, 1, 2).float() / 255)
+
+
 def _anomalib(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
     """anomalib's TorchInferencer on its own Stfpm with the same weights, image by image as it works."""
     from ..integrations.anomalib import torch_inferencer
@@ -219,7 +228,8 @@ def _anomalib(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
 
 
 _BUILDERS: dict[str, Callable[[Detector, Scorer, Path], Contender]] = {
-    "eager": _eager, "compile": _compile, "aot": _aot, "openvino": _openvino, "anomalib": _anomalib,
+    "eager": _eager, "compile": _compile, "aot": _aot, "openvino": _openvino,
+    "openvino-dynamic": _openvino_dynamic, "anomalib": _anomalib,
 }  # fmt: skip
 
 
