@@ -14,6 +14,7 @@ _HOME = {
     "Gap": "ring",
     "Inspector": "inspector",
     "Notice": "sources.base",
+    "OperatorPage": "watch.page",
     "RingCounts": "ring",
     "RowRing": "ring",
     "RowStreamer": "streamer",
