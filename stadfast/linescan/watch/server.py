@@ -152,6 +152,8 @@ class Handler(BaseHTTPRequestHandler):
             self._frame(query.get("after", "0"))
         elif found := re.fullmatch(r"/thumbnail/([0-9]{1,15})", url.path):
             self._thumbnail(int(found[1]))
+        elif url.path == "/favicon.ico":  # browsers ask for it
+            self._send(HTTPStatus.NO_CONTENT, b"")
         else:
             self._send(HTTPStatus.NOT_FOUND, b"nothing here\n")
 

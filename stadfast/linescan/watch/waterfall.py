@@ -12,7 +12,7 @@ import numpy as np
 from .pictures import eight_bits, heat_png, jpeg, levels
 
 _COLUMNS = 960  # of the drawn strip, at most
-_ROWS = 640
+_ROWS = 960
 _BREAK_ROWS = 10  # the band where the strip is interrupted
 _WAITING_BYTES = 64 << 20  # of lines that nobody has drawn yet
 
@@ -23,9 +23,10 @@ class Frame(NamedTuple):
     Attributes:
         number: of the last rows in it.
         body: four bytes, the length of what follows (big endian): a JSON object; an image as JPEG; its map as PNG. The
-            object has ``image`` and ``map`` (bytes of each), ``rows``, ``columns`` (of the pictures), ``scale`` (lines
-            and columns of the strip in a pixel), ``segments`` ([row, rows, first line, end line], ...) and ``breaks``
-            ([row, rows, words], ...); rows count from the top, the newest is the last.
+            object has ``image`` and ``map`` (bytes of each), ``rows`` and ``columns`` (of the pictures), ``most_rows``
+            (that there can be), ``scale`` (lines and columns of the strip in a pixel), ``segments`` ([row, rows, first
+            line, end line], ...) and ``breaks`` ([row, rows, words], ...); rows count from the top, the newest is the
+            last, and what has left the picture has negative ones.
     """
 
     number: int
@@ -200,8 +201,8 @@ class Waterfall:
         image, map = (jpeg(self._image), heat_png(self._heat)) if len(self._image) else (b"", b"")
         top = self._end - len(self._image)
         head: dict[str, Any] = {
-            "image": len(image), "map": len(map), "scale": self._scale, "rows": len(self._image),
-            "columns": self._heat.shape[1], "width": self._format[0],
+            "image": len(image), "map": len(map), "scale": self._scale, "rows": len(self._image), "most_rows": _ROWS,
+            "columns": self._heat.shape[1],
             "segments": [[row - top, *rest] for row, *rest in self._segments],
             "breaks": [[row - top, _BREAK_ROWS, words] for row, words in self._breaks],
         }  # fmt: skip
