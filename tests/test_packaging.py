@@ -69,6 +69,7 @@ def test_the_wheel_is_pure_and_holds_the_sources(wheel: Path) -> None:
     expected = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cuh", ".cpp", ".cu"}]
     assert {f"stadfast/{path.relative_to(ROOT)}" for path in expected} <= names
     assert {"stadfast/py.typed", "stadfast/ops/_build.py", "stadfast/report/template.html.j2"} <= names
+    assert "stadfast/linescan/watch/page.html" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"stadfast"}
     python = {f"stadfast/{path.relative_to(ROOT / 'stadfast')}" for path in (ROOT / "stadfast").rglob("*.py")}
     assert python <= names

@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ._guard import guarded
-from .linescan import stream
+from .linescan import stream, watch
 
 app = typer.Typer(
     name="stadfast",
@@ -372,5 +372,5 @@ _RESUME = "the same command with --resume continues"
 app.command()(guarded(fit, after_interrupt=_RESUME))
 app.command()(guarded(score, after_interrupt=f"with --output, {_RESUME}"))
 app.command()(guarded(evaluate, after_interrupt=f"with --output, {_RESUME}"))
-for _command in (prune, export, bench, stream, info, demo):
+for _command in (prune, export, bench, stream, watch, info, demo):
     app.command()(guarded(_command))

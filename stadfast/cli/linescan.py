@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..linescan import Sink
 
 
 def stream(
@@ -86,21 +91,73 @@ def stream(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Inspect the lines of a web as they come: one line of output per defect."""
+    inspect_as(locals())
+
+
+def inspect_as(options: dict[str, Any], *more: Sink) -> None:
+    """Inspect as the options of :func:`stream` say, for these further sinks, too."""
     from ._sources import make_sinks, make_source, parse_pitch
     from .stream import stream as run
 
+    left = dict(options)
+
+    def take(*names: str) -> dict[str, Any]:
+        return {name: left.pop(name) for name in names}
+
+    del left["debug"]
+    features, pitch = left.pop("features") or (), left.pop("pixel_pitch")
+    model, name = left.pop("model"), left.pop("source")
+    source = make_source(
+        name,
+        **take("width", "format", "watch", "line_rate", "lines", "defect_rate", "serial"),
+        features=features,
+    )
+    sinks = make_sinks(**take("jsonl", "csv", "thumbnails", "tcp", "webhook", "metrics", "fsync"))
+    left["rows_per_push"] = left.pop("rows")
+    run(model, source, [*sinks, *more], pixel_pitch=None if pitch is None else parse_pitch(pitch), **left)
+
+
+def _and_those_of(command: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The decorated command has the arguments of ``command``, too; it takes them as keywords."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        first, own = (
+            inspect.signature(one, eval_str=True).parameters.values() for one in (command, function)
+        )
+        parameters = [*(one for one in own if one.kind is not one.VAR_KEYWORD), *first]
+        parameters.sort(key=lambda one: one.default is not one.empty)  # MODEL and SOURCE, then its own
+        function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        function.__annotations__ = {one.name: one.annotation for one in parameters}
+        return function
+
+    return decorate
+
+
+@_and_those_of(stream)
+def watch(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any that is free.")] = 8765,
+    host: Annotated[
+        str, typer.Option(help="Serve the page at this address; any other than the loopback's needs a token.")
+    ] = "127.0.0.1",
+    token: Annotated[
+        str | None, typer.Option(help="What a browser has to show; others may see it among the processes.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, from a file.")] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    stay: Annotated[
+        bool, typer.Option("--stay/--no-stay", help="Keep the page after the source's end, until Ctrl-C.")
+    ] = True,
+    **options: Any,
+) -> None:
+    """Inspect as stream does, and show the strip, its map, defects and rates on a web page."""
+    from .watch import watch as run
+
     run(
-        model,
-        make_source(
-            source, width=width, format=format, watch=watch, line_rate=line_rate, lines=lines,
-            defect_rate=defect_rate, serial=serial, features=features or (),
-        ),
-        make_sinks(
-            jsonl=jsonl, csv=csv, thumbnails=thumbnails, tcp=tcp, webhook=webhook, metrics=metrics, fsync=fsync
-        ),
-        device=device, threads=threads, flat_field=flat_field, threshold=threshold, low=low, min_area=min_area,
-        merge_distance=merge_distance, max_length=max_length,
-        pixel_pitch=None if pixel_pitch is None else parse_pitch(pixel_pitch), rows_per_push=rows,
-        downscale=downscale, overlap=overlap, precision=precision, overrun=overrun, capacity=capacity,
-        on_fault=on_fault, stall_after=stall_after,
-    )  # fmt: skip
+        options,
+        port=port,
+        host=host,
+        token=token,
+        token_file=token_file,
+        open_browser=open_browser,
+        stay=stay,
+    )

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -44,7 +44,7 @@ def stream(
         flat_field=None if flat_field is None else learn_flat_field(flat_field), **options,
     )  # fmt: skip
     listing.stop = inspector.stop
-    with computing(threads), stopping(inspector) as received:
+    with computing(threads), stopping(inspector.stop) as received:
         inspector.run()
     if listing.broken:
         raise BrokenPipeError
@@ -68,15 +68,15 @@ def computing(threads: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def stopping(inspector: Inspector) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM end the inspection in order; the second one at once. Yields the signals that came."""
+def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM call ``stop``, the second one ends the program at once. Yields the signals that came."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
             raise KeyboardInterrupt
-        inspector.stop()
+        stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
