@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .. import ops
 from ..errors import UsageError
-from .layers import Bilinear, Distance, Layer, Pointwise, Rows, combination, interpolation
+from .layers import Bilinear, Distance, Layer, Pointwise, Reflection, Rows, combination, interpolation
 from .network import Link, StripNetwork
 from .recording import (
     EXAMPLE,
@@ -233,6 +234,19 @@ class _Converter:
         """The convolutions behind take it over."""
         if any(operator_name(user) != "convolution" or user.args[6] for user in node.users):
             raise UsageError("detector: its maps cannot be streamed: padding that no convolution follows")
+
+    def _reflection_pad2d(self, node: Node) -> int:
+        source, padding = node.args
+        return self.add(Reflection(self.rows[self.values[source]], padding), self.values[source])[0]
+
+    def _peer_distance(self, node: Node) -> int:
+        descriptors, pairs, groups, squared = node.args
+        pairs = list(zip(pairs[::2], pairs[1::2], strict=True))
+
+        def distance(*inputs: Tensor) -> Tensor:
+            return ops.peer_distance(inputs, pairs, groups, squared=squared)
+
+        return self._joined([self.values[x] for x in descriptors], distance)
 
     def _upsample_bilinear2d(self, node: Node) -> int:
         source, _, align_corners = node.args[:3]

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..errors import UsageError
 
 
 class Rows(NamedTuple):
@@ -129,6 +130,49 @@ class Distance(Layer):
 
 def _wait(windows: list[Tensor], carried: Sequence[int]) -> list[Tensor]:
     return [x[:, :, :-rows] if rows else x for x, rows in zip(windows, carried, strict=True)]
+
+
+class Reflection(Layer):
+    """Mirrored borders: ``F.pad(x, padding, mode="reflect")``.
+
+    Row j is row ``j - top`` of the source; the first one is known as soon as row ``top`` is.
+
+    Args:
+        padding: (left, right, top, bottom).
+    """
+
+    def __init__(self, source: Rows, padding: Sequence[int]) -> None:
+        left, right, top, bottom = padding
+        out = Rows(source.rate, source.delay + top, source.extra + top + bottom)
+        super().__init__([source], [out], [2 * (top + bottom)])
+        self.padding = left, right, top, bottom
+
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
+        window, source = windows[0], self.sources[0]
+        left, right, top, bottom = self.padding
+        if int(self.width * source.rate) <= max(left, right):
+            raise UsageError(
+                f"width: expected more than {max(left, right)} columns, of which the border is mirrored"
+            )
+        rows = int(step.rows * source.rate)
+        if step.taken is None:
+            x = window[:, :, 2 * bottom : 2 * bottom + rows]
+        else:
+            new = (
+                int(step.taken * source.rate) - source.delay
+            )  # the strip's row that is the window's first new one
+            wanted = torch.arange(new - 2 * top, new - 2 * top + rows, device=window.device).abs()
+            if step.total is not None:
+                end = int(step.total * source.rate) + source.extra
+                if end <= max(top, bottom):
+                    raise UsageError(
+                        f"rows: the strip has {end}, and the mirrored border {max(top, bottom)}: wanted more"
+                    )
+                wanted = torch.minimum(wanted, 2 * (end - 1) - wanted)
+            x = window.index_select(2, (wanted - new + self.carried[0]).clamp(0, window.shape[2] - 1))
+        return [F.pad(x, (left, right, 0, 0), mode="reflect")]
 
 
 class Bilinear(Layer):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from ..errors import UsageError
 from ._descriptors import DESCRIPTOR, Architecture, PatchNetwork, pad_images
 
 TERMS = ("inference", "delivery", "peer")
@@ -100,6 +103,8 @@ class DescriptorTree(nn.Module):
         super().__init__()
         self.architecture, self.family, self.size, self.stride = architecture, family, size, stride
         self.one_patch = one_patch
+        self.strides = (stride,)  # of images at native scale, height and width are multiples
+        self.row_by_row = False
         count = len(family.parents) + 1
         self.networks = nn.ModuleList(PatchNetwork(architecture, seed * 1009 + i) for i in range(count))
         # The forms of the descriptors: the teachers' standardised ones, then everybody's but the doctor's own.
@@ -157,9 +162,25 @@ class DescriptorTree(nn.Module):
             images = pad_images(images, self.architecture.field, stride)
         codes = [network.codes(images, stride) for network in self.networks]  # type: ignore[operator]
         seen = [codes[number] for number in self.forms]
+        if self.row_by_row:
+            heads = zip(seen, self.small_weight[..., None, None], self.small_bias, strict=True)
+            descriptors = [F.conv2d(code, weight, bias) for code, weight, bias in heads]
+            return ops.peer_distance(descriptors, self.pairs, self.groups)
         return ops.code_distance(
             seen, self.small_weight.unbind(), self.small_bias.unbind(), self.pairs, self.groups
         )
+
+    def at_size(self, size: tuple[int, int]) -> DescriptorTree:
+        """The same networks for images of another size, every operator of which works row by row.
+
+        Raises:
+            UsageError: there are no maps, as each image is one patch.
+        """
+        if self.one_patch:
+            raise UsageError("detector: with one_patch it has one number per image, and no native scale")
+        other = copy.copy(self)
+        other.size, other.row_by_row = size, True
+        return other
 
     def term_maps(self, images: Tensor) -> Tensor:
         """The terms as they are summed, upsampled: (B, terms, H, W)."""

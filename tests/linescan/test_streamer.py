@@ -31,6 +31,12 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "stem": (4, "stpm", {"layers": ["stem"]}),
     "et-stpm": (8, "et-stpm", {"layers": ["layer2"]}),
     "msfi": (8, "msfi", {"scales": [64], "layers": ["layer1", "layer2"]}),
+    "stereotype": (1, "stereotype", {"arch": "stad", "patch_size": 17, "widths": (1, 1), "map_stride": 1}),
+    "stereotype-stride": (
+        2,
+        "stereotype",
+        {"arch": "stad", "patch_size": 33, "widths": (2,), "map_stride": 2},
+    ),
     "rstpm": (32, "rstpm", {"backbone2": "resnet18", "decoder_blocks": 1}),
 }
 SMALL = "resnet34"  # the shortest reach: what is not about networks is tested on it
@@ -105,7 +111,7 @@ def assert_equal(maps: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_stream_is_the_whole_strip(case: str) -> None:
     unit = CASES[case][0]
-    image = strip(5 * unit + 5, 2 * unit + 3)
+    image = strip(max(5 * unit, 45) + 5, max(2 * unit, 32) + 3)
     found = streamer(case, image.shape[3])
     assert found.unit == unit
     assert_equal(torch.cat(stream(found, image, [37, 1, 0, 64]), dim=2), whole(case, image))
@@ -380,6 +386,21 @@ def test_the_stream_is_that_of_the_corrected_strip() -> None:
 
 
 # ------------------------------------------------------------------------------------------- errors
+
+
+def test_a_strip_shorter_than_a_mirrored_border_has_no_map() -> None:
+    found = streamer("stereotype", 21)
+    found.push(strip(8, 21))
+    with pytest.raises(UsageError, match="rows: the strip has 8, and the mirrored border 8: wanted more"):
+        found.finish()
+    with pytest.raises(UsageError, match="width: expected more than 8 columns"):
+        RowStreamer(detector("stereotype"), 8).push(strip(9, 8))
+
+
+def test_one_patch_has_no_native_scale() -> None:
+    made = untrained(create("stereotype", weights=None, device="cpu", one_patch=True, widths=(1,)))
+    with pytest.raises(UsageError, match="with one_patch it has one number per image"):
+        RowStreamer(made, 64)
 
 
 def test_errors_name_the_argument() -> None:
