@@ -12,7 +12,7 @@ left to the camera's thread.
 
 * recall; false events in 1,000 m; distance between the middles of a defect and of its event.
 * ``--capacity``: lines a second with lines from memory. At 80 % of it for ten seconds, with a ring of two seconds, no
-  line should be lost; at 200 % lines are lost, and every line is either inspected or in exactly one gap.
+  line should be lost; at 200 %, with a quarter of a second, lines are lost, and every line is either inspected or in exactly one gap.
 * ``--soak``: ten million lines through source, ring, history, tracker and journal, with the lines' brightness for a
   map: resident memory from the first tenth to the last.
 """
@@ -120,7 +120,7 @@ def capacity_cases(detector: Any, seconds: float) -> list[dict[str, Any]]:
     capacity = status.line_rate
     cases = [{"case": {"what": "capacity"}, "lines_per_second": round(capacity), "lines": status.lines}]
     for share, overrun in ((0.8, "drop_newest"), (2.0, "drop_newest"), (2.0, "drop_oldest")):
-        ring = round(2 * share * capacity)  # two seconds
+        ring = round((2 if share < 1 else 0.25) * share * capacity)  # seconds
         status, ledger = from_memory(
             detector, web, seconds, share * capacity, overrun=overrun, capacity=ring, threshold=1e9
         )
