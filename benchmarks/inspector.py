@@ -12,7 +12,8 @@ left to the camera's thread.
 
 * recall; false events in 1,000 m; distance between the middles of a defect and of its event.
 * ``--capacity``: lines a second with lines from memory. At 80 % of it for ten seconds, with a ring of two seconds, no
-  line should be lost; at 200 %, with a quarter of a second, lines are lost, and every line is either inspected or in exactly one gap.
+  line should be lost; at 200 %, with a quarter of a second, lines are lost, and every line is either inspected or in
+  exactly one gap.
 * ``--soak``: ten million lines through source, ring, history, tracker and journal, with the lines' brightness for a
   map: resident memory from the first tenth to the last.
 """
