@@ -1,4 +1,4 @@
-"""One training by two processes of ``torchrun``: the losses are those of one; a process is killed; one goes on alone."""
+"""One training by two processes of ``torchrun``: the losses are those of one; one is killed, and one goes on alone."""
 
 from __future__ import annotations
 
