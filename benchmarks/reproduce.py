@@ -3,9 +3,14 @@
     python benchmarks/reproduce.py stpm bottle/ tile/ --weights resnet18.pth --epochs 60
     python benchmarks/reproduce.py rstpm bottle/ --set gate=none --name rstpm_no_gate
     python benchmarks/reproduce.py msfi mvtec/ --work runs/ --resume        (all 15 categories of MVTec AD)
+    python benchmarks/reproduce.py stpm,rstpm mvtec/ --seed 0,1,2 --name seeds --engine ray --work runs/ --resume
 
-DATA is a category or a folder of categories. Results go to ``results/reproduce_NAME.json``, category by category;
-with ``--resume`` a stopped run goes on, within a category, too, from the checkpoints in ``--work``.
+DATA is a category or a folder of categories. ``--engine ray`` fits and evaluates all methods, categories and seeds
+side by side, with ``--cpus`` cores and ``--gpus`` each, on this machine or on a cluster (``--address``; data and
+``--work`` then lie on a file system that all nodes share).
+
+Results go to ``results/reproduce_NAME.json``, category by category; with ``--resume`` a stopped run goes on, within a
+category, too, from the checkpoints in ``--work``.
 ``--profile`` also says where the time goes: the operators of a fit of one epoch.
 """
 
@@ -16,9 +21,9 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from common import RESULTS, no_folder, print_table, write_result
@@ -34,27 +39,91 @@ FIGURES = [(level, key) for level, keys in LEVELS.items() for key in keys]
 _RANKED_OPERATORS = 12
 
 
+class Case(NamedTuple):
+    """One detector to fit; ``seed`` is None where all have the same."""
+
+    method: str
+    path: Path
+    seed: int | None
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """As the result names it."""
+        return {"category": self.path.name, "method": self.method} | (
+            {} if self.seed is None else {"seed": self.seed}
+        )
+
+
 def main() -> None:
     options = parse()
+    for name in ("weights", "work"):  # another process has another working folder
+        if (given := getattr(options, name)) is not None:
+            setattr(options, name, type(given)(Path(given).absolute()))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     name = f"reproduce_{options.name or options.method}"
     arguments = chosen_arguments(options)
     named = {key: no_folder(value) if isinstance(value, str) else value for key, value in arguments.items()}
-    parameters = {"method": options.method, **named}
+    seeds = options.seed if len(options.seed) > 1 else options.seed[0]
+    parameters = {"method": options.method, **named, "seed": seeds}
+    wanted = [
+        Case(method, path, seed if len(options.seed) > 1 else None)
+        for method in options.method.split(",")
+        for path in categories(options.data)
+        for seed in options.seed
+    ]
     cases = finished(name, parameters) if options.resume else []
-    for category in categories(options.data):
-        if any(case["case"]["category"] == category.name for case in cases):
-            print(f"{category.name}: done before")
-            continue
-        cases.append(run(category, options, arguments))
+    done = [case["case"] for case in cases]
+    missing = [case for case in wanted if case.key not in done]
+    for case in wanted:
+        if case not in missing:
+            print(f"{' '.join(map(str, case.key.values()))}: done before")
+    order = [case.key for case in wanted]
+    for result in (side_by_side if options.engine == "ray" else one_by_one)(missing, options, arguments):
+        cases.append(result)
+        cases.sort(key=lambda case: order.index(case["case"]) if case["case"] in order else -1)
         write_result(name, cases, parameters)
     print_cases(cases)
+
+
+def one_by_one(
+    cases: Sequence[Case], options: argparse.Namespace, arguments: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    for case in cases:
+        yield run(case, options, arguments)
+
+
+def side_by_side(
+    cases: Sequence[Case], options: argparse.Namespace, arguments: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """As Ray has room for them, and as they get finished; those that fail are reported at the end."""
+    try:
+        import ray
+    except ImportError:
+        raise SystemExit(
+            "--engine ray needs ray, which is not installed: pip install 'stadfast[ray]'"
+        ) from None
+    if not cases:
+        return
+    ray.init(address=options.address, log_to_driver=False)
+    remote = ray.remote(num_cpus=options.cpus, num_gpus=options.gpus, max_retries=3)(run)
+    waiting = {remote.remote(case, options, arguments): case for case in cases}
+    failed = []
+    while waiting:
+        (ready,), _ = ray.wait(list(waiting))
+        case = waiting.pop(ready)
+        try:
+            yield ray.get(ready)
+        except ray.exceptions.RayError as error:
+            failed.append(f"{' '.join(map(str, case.key.values()))}: {error}")
+    ray.shutdown()
+    if failed:
+        raise SystemExit("\n".join([*failed, f"{len(failed)} failed; --resume tries these again"]))
 
 
 def categories(folders: Sequence[Path]) -> list[Path]:
     """The categories themselves, or those inside a folder of categories."""
     found: list[Path] = []
-    for folder in folders:
+    for folder in (folder.absolute() for folder in folders):
         inside = sorted(path for path in folder.iterdir() if (path / "train" / "good").is_dir())
         found += [folder] if (folder / "train" / "good").is_dir() else inside
         if not inside and not (folder / "train" / "good").is_dir():
@@ -66,7 +135,7 @@ def chosen_arguments(options: argparse.Namespace) -> dict[str, Any]:
     size = options.image_size and parse_size(options.image_size)
     named = {
         "backbone": options.backbone, "weights": options.weights, "image_size": size, "epochs": options.epochs,
-        "batch_size": options.batch_size, "seed": options.seed,
+        "batch_size": options.batch_size, "seed": options.seed[0],
     }  # fmt: skip
     return {k: v for k, v in named.items() if v is not None} | dict(map(parse_setting, options.set))
 
@@ -82,32 +151,32 @@ def finished(name: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
     return document["cases"]
 
 
-def run(path: Path, options: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, Any]:
-    """One category: fit, evaluate, and where the time went."""
-    dataset = sf.MVTecLayout(path)
-    detector = create(options.method, **arguments)
+def run(case: Case, options: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One detector: fit, evaluate, and where the time went."""
+    dataset = sf.MVTecLayout(case.path)
+    arguments = arguments | ({} if case.seed is None else {"seed": case.seed})
+    detector = create(case.method, **arguments)
+    several = [] if case.method == options.method else [case.method]
+    seed = [] if case.seed is None else [str(case.seed)]
+    stem = "_".join([options.name or options.method, *several, case.path.name, *seed])
     checkpoint = None
     if options.work is not None:
         options.work.mkdir(parents=True, exist_ok=True)
-        checkpoint = options.work / f"{options.name or options.method}_{path.name}.checkpoint"
-    start, worked = time.perf_counter(), time.process_time()
+        checkpoint = options.work / f"{stem}.checkpoint"
+    start = time.perf_counter()
     detector.fit(dataset, checkpoint=checkpoint, resume=options.resume)
-    seconds, worked = time.perf_counter() - start, time.process_time() - worked
+    seconds = time.perf_counter() - start
     if options.work is not None:
-        detector.save(options.work / f"{options.name or options.method}_{path.name}.safetensors")
+        detector.save(options.work / f"{stem}.safetensors")
     figures, _ = evaluate_detector(detector, dataset.test)
     return {
-        "case": {"category": path.name, "method": options.method},
+        "case": case.key,
         "figures": figures,
-        "published": published(options.method, path.name),
+        "published": published(case.method, case.path.name),
         "training": detector.metadata_["training"],
-        "time": {
-            "fit_s": round(seconds, 1),
-            "cpu_s": round(worked, 1),
-            **training_seconds(detector.history_),
-        },
+        "time": {"fit_s": round(seconds, 1), **training_seconds(detector.history_)},
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        **({"profile": profile(options.method, arguments, dataset)} if options.profile else {}),
+        **({"profile": profile(case.method, arguments, dataset)} if options.profile else {}),
     }
 
 
@@ -135,11 +204,13 @@ def profile(method: str, arguments: dict[str, Any], dataset: sf.MVTecLayout) -> 
 
 def print_cases(cases: Sequence[dict[str, Any]]) -> None:
     rows = []
+    several = [name for name in ("method", "seed") if len({case["case"].get(name) for case in cases}) > 1]
+    names = ["category", *several]
     for case in cases:
         figures, known = case["figures"], case["published"] or {}
         values = [f"{figures[level][key]:.4f}" for level, key in FIGURES]
         rows.append([
-            case["case"]["category"], *values, f"{case['time']['fit_s']:.0f} s",
+            " ".join(str(case["case"][name]) for name in names), *values, f"{case['time']['fit_s']:.0f} s",
             " ".join(f"{key} {value}" for key, value in known.items()) or "-",
         ])  # fmt: skip
     if len(cases) > 1:
@@ -148,9 +219,20 @@ def print_cases(cases: Sequence[dict[str, Any]]) -> None:
     print_table(["", *(" ".join(pair) for pair in FIGURES), "fit", "published"], rows)
 
 
+def methods(text: str) -> str:
+    unknown = [name for name in text.split(",") if name not in sf.methods.METHODS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(sf.methods.METHODS)}")
+    return text
+
+
+def seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A method's figures on MVTec-layout categories.")
-    parser.add_argument("method", choices=sorted(sf.methods.METHODS))
+    parser.add_argument("method", type=methods, help="one or several, with commas between them")
     parser.add_argument("data", nargs="+", type=Path, help="categories, or folders of categories")
     parser.add_argument("--name", help="of the result: results/reproduce_NAME.json; default the method")
     parser.add_argument("--backbone")
@@ -158,13 +240,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-size", metavar="N|HxW")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seeds, default=[0], help="one or several, with commas between them")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="an argument of the method"
     )
     parser.add_argument("--work", type=Path, help="folder for checkpoints and detectors")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local")
+    parser.add_argument("--address", help="of the Ray cluster; default one on this machine")
+    parser.add_argument("--cpus", type=int, default=1, help="with Ray: cores of each fit")
+    parser.add_argument(
+        "--gpus", type=float, default=0.0, help="with Ray: GPUs of each fit, also a part of one"
+    )
     return parser.parse_args()
 
 

@@ -42,24 +42,26 @@ def tables() -> str:
     documents = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("reproduce_*.json"))]
     parts = []
     for method, title in METHODS.items():
-        rows = [row for d in documents if d["parameters"]["method"] == method for row in rows_of(d)]
+        rows = [row for d in documents for row in rows_of(d, method)]
         if rows:
             lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ["---"] * len(HEADER), *rows)]
             parts += [f"### {title}\n", *lines, ""]
     return "\n".join(parts)
 
 
-def rows_of(document: Mapping[str, Any]) -> Iterator[list[str]]:
+def rows_of(document: Mapping[str, Any], method: str) -> Iterator[list[str]]:
     parameters = document["parameters"]
     options = [f"{name}={value}" for name, value in parameters.items() if name not in _PLAIN]
     weights = str(parameters.get("weights", "default")).removesuffix(".pth")
     for case in document["cases"]:
+        if case["case"]["method"] != method:
+            continue
         figures, training = case["figures"], case["training"]
         phases = training.get("phases", {"": training})
         known = case["published"] or {}
         yield [
             f"`{document['benchmark'].removeprefix('reproduce_')}`: {', '.join([weights, *options])}",
-            case["case"]["category"],
+            case["case"]["category"] + (f", seed {case['case']['seed']}" if "seed" in case["case"] else ""),
             f"{figures['image']['auroc']:.3f}", f"{figures['pixel']['auroc']:.3f}",
             f"{figures['aupro']['0.3']:.3f}", f"{figures['aupro']['0.05']:.3f}",
             ", ".join(f"{name.replace('_auroc', '').replace('_', ' ')} {value:.3f}" for name, value in known.items()),
