@@ -99,9 +99,8 @@ def archive_cases(images: Path, model: Path, folder: Path, cores: int) -> list[d
         summary = scale.score(
             model, sources, str(folder / name), part_size=PART, show_progress=True, **arguments
         )
-        files = [path.stat() for path in (folder / name).glob("part-*")]
-        case = archive_case(name, summary, cores, first, sorted(file.st_mtime for file in files))
-        cases.append(case | {"bytes_written_per_image": sum(f.st_size for f in files) // summary.images})
+        written = sorted(path.stat().st_mtime for path in (folder / name).glob("part-*"))
+        cases.append(archive_case(name, summary, cores, first, written))
     ray.shutdown()
     there, here = (parquet.read_table(folder / name) for name in ("ray", "local"))
     cases[1]["equal_to_local"] = there.equals(here)
