@@ -1,7 +1,7 @@
 """AUPRO and its company: exact and streaming, against anomalib's exact AUPRO and adeval's binned one.
 
     python benchmarks/metrics.py [--quick] [--device cpu|cuda]
-    python benchmarks/metrics.py --only long        # two billion pixels, nothing written; or agreement, memory
+    python benchmarks/metrics.py --only memory      # or agreement, or long: two billion pixels
 
 Needs the extra ``bench``. Contenders, each given the same maps and masks in memory:
 
@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="the smallest maps only, nothing written")
-    parser.add_argument("--only", choices=("agreement", "memory", "long"), help="one part, nothing written")
+    parser.add_argument("--only", choices=("agreement", "memory", "long"), help="one part")
     parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--size", default="100 x 256 x 256", help=argparse.SUPPRESS)
     parser.add_argument("--kind", default="found", help=argparse.SUPPRESS)
@@ -236,7 +236,9 @@ def main() -> None:
         "long": lambda: [long()],
     }
     if options.only:
-        print(*map(json.dumps, parts[options.only]()), sep="\n")
+        cases = parts[options.only]()
+        print(*map(json.dumps, cases), sep="\n")
+        print(write_result(f"metrics_{options.only}", cases, {"limit": LIMIT}))
         return
     names = list(SIZES)[:1] if options.quick else list(SIZES)
     cases = []
