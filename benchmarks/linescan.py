@@ -13,7 +13,7 @@ are for one row of the map.
 * ``whole``: 1024 rows at once, without overlap: the ``Scorer``'s graph for that size.
 
 ``rates``: rows per second of ``exact`` in the steady state over width, rows per push, precision, method and threads.
-``images``: one image of 2048 x 2048 through ``native_maps`` row block by row block (``depth_first``) and at once; one
+``images``: one image of 1024 x 1024 through ``native_maps`` row block by row block (``depth_first``) and at once; one
 of 20000 x 4096 row block by row block, in a process of its own, with the peak of its memory.
 """
 
@@ -232,7 +232,7 @@ def main() -> None:
             )
             cases += found
     if options.only == "images":
-        images = single_image(256 if options.quick else 2048, 3)
+        images = single_image(256 if options.quick else 1024, 3)
         command = [sys.executable, __file__, "--only", "large", *(["--quick"] if options.quick else [])]
         images.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(*(json.dumps(result) for result in images), sep="\n")

@@ -18,7 +18,6 @@ from ..errors import UsageError
 from .layers import Bilinear, Distance, Layer, Pointwise, Reflection, Rows, combination, interpolation
 from .network import Link, StripNetwork
 from .recording import (
-    EXAMPLE,
     Node,
     functional,
     height,
@@ -27,7 +26,7 @@ from .recording import (
     operator_name,
     record,
 )
-from .sliding import Activation, Convolution, MaxPool, TransposedConvolution
+from .sliding import Activation, Antialiased, Convolution, MaxPool, TransposedConvolution
 
 _SAME = {
     "alias",
@@ -72,7 +71,7 @@ class _Converter:
     """Walks the recorded operators in their order; ``values`` has the number of each node's rows."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
-        self.graph = graph
+        self.graph, self.side = graph, 0
         self.values: dict[Node, Any] = {
             node: getattr(graph, str(node.target)).detach()
             for node in graph.graph.nodes
@@ -86,7 +85,7 @@ class _Converter:
     def network(self) -> StripNetwork:
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
-                self.values[node] = 0
+                self.values[node], self.side = 0, height(node)
             elif node.op == "output":
                 result = node.args[0]
                 output = self.values[result[0] if isinstance(result, (tuple, list)) else result]
@@ -275,19 +274,23 @@ class _Converter:
     def _combination(
         self, maps: list[int], groups: Any, weights: Any, grid: Any, size: Any, combine: str
     ) -> int:
-        rates = [Fraction(int(n[0]), EXAMPLE) for n in (grid, size)]
+        rates = [Fraction(int(n[0]), self.side) for n in (grid, size)]
         return self._upsampled(maps, rates[0], rates[1], combination(groups, weights, combine))
 
     def _upsampled(
         self, maps: list[int], grid: Fraction, rate: Fraction, resize: Callable[..., Tensor]
     ) -> int:
         rows = [self.rows[m] for m in maps]
-        coarse = max(1 / r.rate for r in rows)
-        factors = [rate / grid, coarse * grid]
-        factors += [factor for r in rows for factor in (grid / r.rate, coarse * r.rate)]
-        if any(r.extra for r in rows) or any(factor.denominator > 1 for factor in factors):
-            raise UsageError("detector: its maps cannot be streamed: it interpolates by no whole factor")
+        if any(r.extra for r in rows):
+            raise UsageError(
+                "detector: its maps cannot be streamed: it interpolates rows that no ratio relates to it"
+            )
         return self.add(Bilinear(rows, grid, rate, resize), *maps)[0]
+
+    def _upsample_bilinear2d_aa(self, node: Node) -> int:
+        """Down to a whole fraction, as :func:`scale_ratios` has made sure."""
+        source = self.values[node.args[0]]
+        return self.add(Antialiased(self.rows[source], height(node.args[0]) // height(node)), source)[0]
 
     # ---------------------------------------------------------------- what belongs to a convolution
 

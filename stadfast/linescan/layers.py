@@ -178,7 +178,7 @@ class Reflection(Layer):
 class Bilinear(Layer):
     """Bilinear upsampling of L sources to a grid, and from there to the output; ``align_corners=False``.
 
-    It resizes a window of all sources whose edges lie on rows of the coarsest, and keeps what the edges do not reach.
+    It resizes a window whose edges lie between rows of all of them, and keeps what the edges do not reach.
 
     Args:
         sources: without extra rows.
@@ -190,7 +190,7 @@ class Bilinear(Layer):
         self, sources: Sequence[Rows], grid: Fraction, rate: Fraction,
         resize: Callable[[list[Tensor], tuple[int, int], tuple[int, int]], Tensor],
     ) -> None:  # fmt: skip
-        coarse = max(1 / source.rate for source in sources)
+        coarse = _common_multiple([1 / grid, 1 / rate, *(1 / source.rate for source in sources)])
         # In rows of the grid, then of the output: what lies so near to the window's edge depends on rows outside.
         edge = max(math.ceil((grid / source.rate - 1) / 2) for source in sources)
         edge = math.ceil(edge * rate / grid + (rate / grid - 1) / 2)
@@ -226,6 +226,11 @@ class Bilinear(Layer):
         rows = torch.arange(x.shape[2], device=x.device)
         first = min(before, x.shape[2] - 1)
         return x.index_select(2, rows.clamp(first, max(first, x.shape[2] - behind - 1)))
+
+
+def _common_multiple(lengths: Sequence[Fraction]) -> Fraction:
+    """The shortest length that is a whole multiple of all."""
+    return Fraction(math.lcm(*(x.numerator for x in lengths)), math.gcd(*(x.denominator for x in lengths)))
 
 
 def combination(groups: Any, weights: Any, combine: str) -> Callable[..., Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -38,26 +39,52 @@ def native_network(network: nn.Module, size: tuple[int, int]) -> nn.Module:
         )
     other = copy.copy(network)
     other.size = size  # type: ignore[assignment]
+    ratios = scale_ratios(network)
+    return _ScaledCopies(other, ratios) if ratios else other
+
+
+def scale_ratios(network: nn.Module) -> list[Fraction]:
+    """The sizes of a network's inputs over that of its maps; empty if it takes the image itself.
+
+    Raises:
+        UsageError: heights and widths have different ratios, or an input is smaller, but not by a whole factor.
+    """
     sizes: Any = getattr(network, "sizes", None)
     if sizes is None:
-        return other
-    if len(sizes) > 1:
-        raise UsageError(
-            f"detector: at native scale there is one size of input; this one has {len(sizes)}: fit it with one scale, "
-            "or prune it to one"
-        )
-    return _OneSize(other)
+        return []
+    if len(sizes) == 1:
+        return [Fraction(1)]
+    height, width = network.size  # type: ignore[misc]
+    ratios = [Fraction(h, height) for h, _ in sizes]
+    for ratio, (_, w) in zip(ratios, sizes, strict=True):
+        if ratio != Fraction(w, width):
+            raise UsageError(
+                f"detector: at native scale its inputs are scaled copies of the image, and {sizes} are none of "
+                f"{height} x {width}: fit it with scales and image_size of one shape"
+            )
+        if ratio < 1 and ratio.numerator != 1:
+            raise UsageError(
+                f"detector: one of its inputs is {ratio} of the image; at native scale wanted whole multiples, "
+                f"fractions above 1, or 1/2, 1/3, ...: choose other scales, or an image_size other than {height}"
+            )
+    return ratios
 
 
-class _OneSize(nn.Module):
-    """A network for images of several sizes, of which it has one."""
+class _ScaledCopies(nn.Module):
+    """A network for images of several sizes, which are made from one: bilinear, with antialiasing where smaller."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, ratios: list[Fraction]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.ratios = network, ratios
 
     def forward(self, images: Tensor) -> Any:
-        return self.network([images])
+        return self.network([self._copy(images, ratio) for ratio in self.ratios])
+
+    def _copy(self, images: Tensor, ratio: Fraction) -> Tensor:
+        if ratio == 1:
+            return images
+        size = [int(int(side) * ratio) for side in images.shape[2:]]  # sizes of a recording are tensors
+        return F.interpolate(images, size, mode="bilinear", antialias=ratio < 1)
 
 
 def graph_of(detector: Any) -> Any:
@@ -78,7 +105,8 @@ def graph_of(detector: Any) -> Any:
 
 def deepest_stride(network: nn.Module) -> int:
     """Rows and columns of native images are extended to a multiple of this."""
-    return math.lcm(*(s for module in network.modules() for s in getattr(module, "strides", ())))
+    stride = math.lcm(*(s for module in network.modules() for s in getattr(module, "strides", ())))
+    return math.lcm(stride, *((stride / ratio).numerator for ratio in scale_ratios(network)))
 
 
 class Preparation(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import Tensor, fx, nn
 from ..runtime.export import record_on_cpu
 from ..runtime.lowering import lower
 from ..runtime.siblings import join
-from .native import native_network
+from .native import deepest_stride, native_network
 
 Node = Any  # of torch.fx, whose types of arguments are a union of everything
 
-EXAMPLE = 128  # rows and columns; a multiple of every stride
+_EXAMPLE = 128  # rows and columns; a multiple of every stride
 
 
 def record(network: nn.Module, downscale: int) -> fx.GraphModule:
@@ -25,8 +26,9 @@ def record(network: nn.Module, downscale: int) -> fx.GraphModule:
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    size = EXAMPLE * downscale
-    example = torch.zeros(1, 3, EXAMPLE, EXAMPLE)
+    side = math.lcm(_EXAMPLE, deepest_stride(network))
+    size = side * downscale
+    example = torch.zeros(1, 3, side, side)
     recorded = record_on_cpu(native_network(network, (size, size)), example)
     trace = make_fx(lower(recorded, example.device), tracing_mode="fake", _allow_non_fake_inputs=True)
     graph = trace(example)

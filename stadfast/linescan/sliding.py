@@ -174,6 +174,31 @@ class MaxPool(Sliding):
         return [F.max_pool2d(rows, self.kernel, self.stride, (0, self.columns[0]), self.dilation)]
 
 
+class Antialiased(Sliding):
+    """Bilinear down-scaling by a whole factor q with antialiasing: triangles of 2q pixels, cut off at the ends."""
+
+    def __init__(self, source: Rows, factor: int) -> None:
+        super().__init__(source, 2 * factor, factor, (0, 0, factor // 2, factor - factor // 2))
+        taps = torch.arange(2 * factor) - factor // 2 + 0.5 - factor / 2
+        self.factor = factor
+        self.register_buffer("weight", (1 - taps.abs() / factor).clamp_min(0).view(1, 1, -1, 1))
+
+    weight: Tensor
+
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
+        window = self.filled(windows[0], step).float()
+        real = self.filled(torch.ones_like(window[:1, :1, :, :1]), step)
+        weight, channels = self.weight.float(), window.shape[1]
+        sums = F.conv2d(window, weight.expand(channels, -1, -1, -1), stride=(self.factor, 1), groups=channels)
+        rows = sums / F.conv2d(real, weight, stride=(self.factor, 1))
+        x = F.interpolate(
+            rows, (rows.shape[2], rows.shape[3] // self.factor), mode="bilinear", antialias=True
+        )
+        return [x.to(windows[0].dtype)]
+
+
 class TransposedConvolution(Layer):
     """Row j of the input goes into the rows ``stride * j - padding`` and the ``reach - 1`` after it."""
 

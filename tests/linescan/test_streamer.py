@@ -37,6 +37,8 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
         "stereotype",
         {"arch": "stad", "patch_size": 33, "widths": (2,), "map_stride": 2},
     ),
+    "msfi-sizes": (8, "msfi", {"scales": [32, 64, 96], "image_size": 64, "layers": ["layer1"]}),
+    "msfi-third": (12, "msfi", {"scales": [32, 128], "image_size": 96, "layers": ["layer1"]}),
     "rstpm": (32, "rstpm", {"backbone2": "resnet18", "decoder_blocks": 1}),
 }
 SMALL = "resnet34"  # the shortest reach: what is not about networks is tested on it
@@ -87,7 +89,13 @@ def whole(case: str, image: Tensor, downscale: int = 1) -> Tensor:
     network = copy.copy(graph.network)
     network.size = tuple(extended.shape[2:])
     inputs = F.avg_pool2d(normalised, downscale)
-    return network([inputs] if hasattr(network, "sizes") else inputs)[:, :, :height, :width]
+    if not hasattr(network, "sizes"):
+        return network(inputs)[:, :, :height, :width]
+    sides = [size[0] for size in network.sizes]
+    native = [1.0] if len(sides) == 1 else [side / graph.network.size[0] for side in sides]
+    copies = [[round(n * ratio) for n in inputs.shape[2:]] for ratio in native]
+    scaled = [F.interpolate(inputs, size, mode="bilinear", antialias=True) for size in copies]
+    return network(scaled)[:, :, :height, :width]
 
 
 def stream(streamer: RowStreamer | TiledStreamer, image: Tensor, pushes: list[int]) -> list[Tensor]:
@@ -457,10 +465,17 @@ def test_a_global_term_is_named_and_tiles_are_offered() -> None:
         assert_equal(maps[:, :, :32] / first.max(), first / first.max())
 
 
-def test_several_input_sizes_have_no_native_scale() -> None:
-    made = untrained(create("msfi", weights=None, layers=["layer1"], scales=[64, 128], device="cpu"))
-    with pytest.raises(UsageError, match="one size of input; this one has 2"):
-        RowStreamer(made, 32)
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ([48, 64], "one of its inputs is 3/4 of the image; at native scale wanted .* 1/2, 1/3"),
+        ([64, (64, 32)], r"scaled copies of the image, and .* are none of 64 x 64"),
+    ],
+)
+def test_input_sizes_that_are_no_copies_of_the_strip_are_named(scales: list[Any], message: str) -> None:
+    made = create("msfi", weights=None, layers=["layer1"], image_size=64, scales=scales, device="cpu")
+    with pytest.raises(UsageError, match=message):
+        RowStreamer(untrained(made), 32)
 
 
 def test_a_layer_that_is_not_local_is_named() -> None:
