@@ -82,16 +82,15 @@ class Browser:
             raise RuntimeError(json.dumps(answer["exceptionDetails"])[:2000])
         return answer["result"].get("value")
 
-    def wait(self, expression: str) -> Any:
+    def wait(self, expression: str) -> None:
         """Until an expression is true."""
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             try:
-                value = self.evaluate(expression)
+                if self.evaluate(f"Boolean({expression})"):
+                    return
             except RuntimeError:  # the page is not there yet
-                value = None
-            if value:
-                return value
+                pass
             if time.monotonic() > deadline:
                 text = self.evaluate("document.body.innerText")
                 raise TimeoutError(f"{expression} did not come true; the page says:\n{text}\n{self.errors}")
