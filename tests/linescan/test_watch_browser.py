@@ -114,7 +114,7 @@ def test_the_page_shows_the_inspection(browser, page):
     assert browser.evaluate("window.hacked") is None
     # figures, and how old they are
     rates = text(browser, "#rates").split("\n")
-    assert {"512", "5,000 in all", "46 %", "0.25 s", "map 169 lines behind", "3"} <= set(rates)
+    assert {"512", "5,000 in all", "46 %", "0.25 s", "169 lines behind", "3"} <= set(rates)
     assert text(browser, "#status-age").endswith(" ago")
     assert "2.0 × threshold" in text(browser, "#defects li:first-child")
     assert "at 0.125 m, 1.3–62.5 mm" in text(browser, "#defects li:first-child")

@@ -15,7 +15,7 @@ _LEVELS = np.linspace(0, 255, 13)
 _ANCHORS = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS])
 PALETTE = np.stack([np.interp(np.arange(256), _LEVELS, _ANCHORS[:, i]) for i in range(3)], 1).astype(np.uint8)
 # Laid over an image, what is well below the threshold (level 127) leaves it as it is.
-OPACITY = (np.clip((np.arange(256) - 64) / 80, 0, 1) * 217).astype(np.uint8)
+OPACITY = (np.clip((np.arange(256) - 64) / 80, 0, 1) * 160).astype(np.uint8)
 
 
 def levels(map: np.ndarray, threshold: float) -> np.ndarray:
