@@ -124,6 +124,14 @@ def _address(option: str, text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def parse_margin(text: str) -> tuple[int, int]:
+    """``8`` or ``8x12`` (left, right), in pixels."""
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"--margin: expected PIXELS or LEFTxRIGHT, such as 8 or 8x12, got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
 def parse_pitch(text: str) -> float | tuple[float, float]:
     """``0.25`` or ``0.2x0.25`` (along the web, across it), in mm."""
     try:

@@ -48,6 +48,9 @@ def stream(
     max_length: Annotated[
         int, typer.Option(min=1, help="Lines; a longer defect is reported while it goes on.")
     ] = 10_000,
+    margin: Annotated[
+        str, typer.Option(metavar="PIXELS|LEFTxRIGHT", help="Columns at the web's edges that raise no event.")
+    ] = "0",
     pixel_pitch: Annotated[
         str | None, typer.Option(metavar="MM|ALONGxACROSS", help="Of a pixel, in mm.")
     ] = None,
@@ -96,7 +99,7 @@ def stream(
 
 def inspect_as(options: dict[str, Any], *more: Sink) -> None:
     """Inspect as the options of :func:`stream` say, for these further sinks, too."""
-    from ._sources import make_sinks, make_source, parse_pitch
+    from ._sources import make_sinks, make_source, parse_margin, parse_pitch
     from .stream import stream as run
 
     left = dict(options)
@@ -113,7 +116,7 @@ def inspect_as(options: dict[str, Any], *more: Sink) -> None:
         features=features,
     )
     sinks = make_sinks(**take("jsonl", "csv", "thumbnails", "tcp", "webhook", "metrics", "fsync"))
-    left["rows_per_push"] = left.pop("rows")
+    left["rows_per_push"], left["margin"] = left.pop("rows"), parse_margin(left.pop("margin"))
     run(model, source, [*sinks, *more], pixel_pitch=None if pitch is None else parse_pitch(pitch), **left)
 
 

@@ -107,7 +107,7 @@ class Listing(Sink):
     def event(self, event: Event) -> None:
         defect = event.defect
         (top, bottom), (left, right) = defect.rows, defect.columns
-        marks = " growing" * defect.growing + " at a gap" * event.at_gap
+        marks = " growing" * defect.growing + " at a gap" * event.at_gap + " cut off" * event.cut_off
         try:
             print(
                 f"{defect.id}\t{top}-{bottom - 1}\t{left}-{right - 1}\t{defect.area} px\t{defect.peak:.6g}\t"

@@ -17,7 +17,7 @@ from .observer import Event, Fanout, Run, Sink, Status
 from .ring import POLICIES, RowRing
 from .sources.base import Block, Notice, Source, check_positive
 from .strip import Streamer, Strip, streamer_factory
-from .tracker import DefectTracker
+from .tracker import DefectTracker, checked_margin
 
 FAULT_POLICIES = ("recover", "stop")
 _JOIN_S = 5.0
@@ -38,7 +38,9 @@ class Inspector:
     * A file or a rest of bytes that is no line: left out, with a notice; ``"stop"`` ends here.
     * A sink fails: a notice, and on without it for this once; ``"stop"`` ends here.
 
-    However it ends, also by :meth:`stop`, the lines in the ring are inspected, and all events close.
+    However it ends, also by :meth:`stop`, the lines in the ring are inspected, and all events close. After an error of
+    the inspector's own (of a streamer or a tracker) the events that are open close as they are, a notice tells of it,
+    and :meth:`run` raises the error.
 
     Args:
         model: a fitted detector, a bundle's path, or a function that makes a streamer for a width (``threshold`` is
@@ -47,7 +49,7 @@ class Inspector:
         sinks: in the order in which they are told; the one that must lose nothing first.
         threshold: of a defect's peak; None: the detector's ``pixel_threshold_``.
         low: of its pixels (hysteresis), at most ``threshold``; None: ``threshold``.
-        min_area, merge_distance, max_length, pixel_pitch: see :class:`DefectTracker`.
+        min_area, merge_distance, max_length, margin, pixel_pitch: see :class:`DefectTracker`.
         rows_per_push: lines taken at once; see :class:`RowStreamer`.
         overlap: None: exact row streaming; else tiles with this overlap (:class:`TiledStreamer`), for methods that need
             it.
@@ -75,6 +77,7 @@ class Inspector:
         min_area: int = 1,
         merge_distance: int = 0,
         max_length: int = 10_000,
+        margin: int | tuple[int, int] = 0,
         pixel_pitch: float | tuple[float, float] | None = None,
         rows_per_push: int = 64,
         overlap: int | None = None,
@@ -108,9 +111,10 @@ class Inspector:
         self._make_streamer, self.threshold = streamer_factory(model, threshold, overlap, streaming)
         self._tracking: dict[str, Any] = {
             "low": self.threshold if low is None else low, "high": self.threshold, "min_area": min_area,
-            "merge_distance": merge_distance, "max_length": max_length,
+            "merge_distance": merge_distance, "max_length": max_length, "margin": checked_margin(margin),
         }  # fmt: skip
-        DefectTracker(1, **self._tracking, pixel_pitch=pixel_pitch)  # its errors, before anything begins
+        least = sum(self._tracking["margin"]) + 1
+        DefectTracker(least, **self._tracking, pixel_pitch=pixel_pitch)  # its errors, before anything begins
         single = isinstance(pixel_pitch, int | float)
         self._pitch: Any = (float(pixel_pitch),) * 2 if single else pixel_pitch  # type: ignore[arg-type]
         self._source, self._rows_per_push = source, rows_per_push
@@ -139,6 +143,7 @@ class Inspector:
         Raises:
             SourceError: the source cannot be opened at the beginning; or it failed, with ``on_fault="stop"``.
             SinkError: a sink cannot begin; or it failed, with ``on_fault="stop"``.
+            Exception: of the streamer or the tracker, as it came, once every open event has closed.
         """
         self._begin()
         try:
@@ -210,6 +215,9 @@ class Inspector:
             self._take_all(feed, ring, strip)
             self._work(strip.finish)
             self._tell_gaps(ring)
+        except Exception as error:
+            self._fail(strip, error)
+            raise
         finally:
             feed.stop()
             feed.join(_JOIN_S)
@@ -281,6 +289,18 @@ class Inspector:
             self._fault, self._fault_of_sink = notice.message, notice.kind == "sink"
             self._stopping = True
         self._sinks.tell("notice", notice)
+
+    def _fail(self, strip: Strip, error: Exception) -> None:
+        """An error of our own: what is known of the open events goes out before it does."""
+        message = f"the inspection failed: {type(error).__name__}: {error}"
+        self._notice(Notice("error", message, self._next_line + self._pushed(), fault=True))
+        self._state = "failed"
+        try:
+            self._work(strip.close)
+        except Exception as another:  # the tracker's own state may be what is broken
+            words = f"open events are lost: {type(another).__name__}: {another}"
+            self._notice(Notice("error", words, self._next_line, fault=True))
+        self._report(final=True)
 
     def _tell_notices(self) -> None:
         """What the camera's thread has to say."""

@@ -65,6 +65,8 @@ class Event:
         delay: seconds from ``last_time`` to this report.
         encoder: counts at the first and the last line.
         at_gap: lines were lost so near to it that the map there may be the gap's.
+        cut_off: its strip ended in it (the source's end or failure, lines of another format, an error of the
+            inspector's): it may have gone on.
         thumbnail: (h, w, 1 or 3) uint8 of ``thumbnail_lines`` x ``thumbnail_columns``, every ``thumbnail_step``-th
             pixel; None if its lines have left the history.
         thumbnail_map: (h, w) float32, the map there.
@@ -77,6 +79,7 @@ class Event:
     delay: float
     encoder: tuple[int, int]
     at_gap: bool
+    cut_off: bool = False
     thumbnail: np.ndarray | None = None
     thumbnail_map: np.ndarray | None = None
     thumbnail_lines: tuple[int, int] | None = None
@@ -88,7 +91,7 @@ class Event:
         found = asdict(self.defect)
         found["lines"], found["lines_mm"] = found.pop("rows"), found.pop("rows_mm")
         found |= {
-            "strip": self.strip, "at_gap": self.at_gap, "encoder": self.encoder,
+            "strip": self.strip, "at_gap": self.at_gap, "cut_off": self.cut_off, "encoder": self.encoder,
             "first_time": timestamp(self.first_time), "last_time": timestamp(self.last_time),
             "delay_s": round(self.delay, 6),
         }  # fmt: skip
@@ -100,7 +103,8 @@ class Status:
     """How the inspection goes.
 
     Attributes:
-        state: ``waiting`` (for the first line), ``running``, ``stalled``, ``lost`` (the source), ``ended``.
+        state: ``waiting`` (for the first line), ``running``, ``stalled``, ``lost`` (the source), ``ended``, ``failed``
+            (an error of the inspector's own).
         seconds: since the start.
         lines: inspected so far.
         line_rate: lines inspected a second, since the last status (at the end: in all).

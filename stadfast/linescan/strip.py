@@ -124,8 +124,12 @@ class Strip:
 
     def finish(self) -> list[Event]:
         """The strip ends: what was still inside comes out."""
-        events = self._track(self._streamer.finish())
-        return events + [self._event(event) for event in self._tracker.finish()]
+        return self._track(self._streamer.finish()) + self.close()
+
+    def close(self) -> list[Event]:
+        """No more map rows: every event that is open closes; one that reaches the last row is cut off."""
+        last = self._tracker.rows
+        return [self._event(found, cut_off=found.rows[1] == last) for found in self._tracker.finish()]
 
     def pieces(self, since: int) -> list[Piece]:
         """The map rows from the strip's row ``since`` on, cut where lines are missing."""
@@ -163,7 +167,7 @@ class Strip:
             del self._starts[:known], self._numbers[:known]
         return events
 
-    def _event(self, found: DefectEvent) -> Event:
+    def _event(self, found: DefectEvent, *, cut_off: bool = False) -> Event:
         first, end = found.rows
         lines = (self.line_of(first), self.line_of(end - 1) + 1)
         along = self._pitch[0] if self._pitch else None
@@ -185,6 +189,7 @@ class Strip:
             delay=(time.monotonic_ns() - times[1]) / 1e9,
             encoder=counts,
             at_gap=any(near[0] < start < near[1] for start in self._starts if start),
+            cut_off=cut_off,
             **self._thumbnail(found),
         )  # fmt: skip
 

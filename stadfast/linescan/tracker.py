@@ -69,6 +69,7 @@ class DefectTracker:
         merge_distance: pixels.
         max_length: rows.
         pixel_pitch: mm of a map pixel, or (along the web, across it).
+        margin: columns at both edges, or (left, right), that are not looked at.
 
     Raises:
         UsageError: an argument out of range.
@@ -84,6 +85,7 @@ class DefectTracker:
         merge_distance: int = 0,
         max_length: int = 10_000,
         pixel_pitch: float | tuple[float, float] | None = None,
+        margin: int | tuple[int, int] = 0,
     ) -> None:
         high = low if high is None else high
         limits = {"width": (width, 1), "min_area": (min_area, 1), "max_length": (max_length, 1),
@@ -94,12 +96,21 @@ class DefectTracker:
                 raise UsageError(f"{name}: expected an integer from {least}, got {value!r}")
         if not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise UsageError(f"low, high: expected finite thresholds, low <= high, got {low!r}, {high!r}")
+        left, right = checked_margin(margin)
+        if left + right >= width:
+            raise UsageError(f"margin: expected less than the map's {width} columns, got {left} and {right}")
         self.width = int(width)
+        self._seen = slice(left, self.width - right)
         self._pitch = _checked_pitch(pixel_pitch)
         tracker = _extension.load().Tracker
         # Thresholds are compared with float32 scores: rounded down, score > threshold is decided as in float64.
         self._tracker = tracker(
-            self.width, _round_down(low), _round_down(high), min_area, merge_distance, max_length
+            self.width - left - right,
+            _round_down(low),
+            _round_down(high),
+            min_area,
+            merge_distance,
+            max_length,
         )
         self._finished = False
 
@@ -118,13 +129,14 @@ class DefectTracker:
         """
         if self._finished:
             raise UsageError("push: the tracker has finished; make a new one for a new strip")
-        scores = self._checked_rows(rows)
+        scores = np.ascontiguousarray(self._checked_rows(rows)[:, self._seen])
         try:
             found = self._tracker.push(scores)
         except ValueError as error:
             row, column = error.args
             raise DataError(
-                f"rows: expected finite scores, got {scores[row, column]} in map row {self.rows + row}, column {column}"
+                f"rows: expected finite scores, got {scores[row, column]} in map row {self.rows + row}, "
+                f"column {self._seen.start + column}"
             ) from None
         return [self._event(*event) for event in found]
 
@@ -162,7 +174,7 @@ class DefectTracker:
             raise UsageError(f"rows: expected a float32 array or tensor, got {error}") from error
         if scores.dtype != np.float32 or scores.ndim != 2 or scores.shape[1] != self.width:
             raise UsageError(f"rows: expected float32 (m, {self.width}), got {scores.dtype} {scores.shape}")
-        return np.ascontiguousarray(scores)
+        return scores
 
     def _event(
         self,
@@ -177,6 +189,8 @@ class DefectTracker:
         absorbed: tuple[int, ...],
     ) -> DefectEvent:
         along, across = self._pitch or (None, None)
+        left = self._seen.start
+        columns = (left + columns[0], left + columns[1])
         return DefectEvent(
             id=number,
             rows=rows,
@@ -187,10 +201,23 @@ class DefectTracker:
             area_mm2=None if along is None or across is None else area * along * across,
             peak=peak,
             mean=total / area,
-            peak_position=peak_position,
+            peak_position=(peak_position[0], left + peak_position[1]),
             growing=growing,
             absorbed=absorbed,
         )
+
+
+def checked_margin(margin: Any) -> tuple[int, int]:
+    """(left, right).
+
+    Raises:
+        UsageError: not one or two whole numbers from 0.
+    """
+    sides = tuple(margin) if isinstance(margin, tuple | list) else (margin, margin)
+    whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in sides)
+    if len(sides) != 2 or not whole:
+        raise UsageError(f"margin: expected columns, or (left, right), from 0, got {margin!r}")
+    return int(sides[0]), int(sides[1])
 
 
 def _checked_pitch(pitch: float | tuple[float, float] | None) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stadfast.errors import SinkError, SourceError, UsageError
+from stadfast.errors import DataError, SinkError, SourceError, UsageError
 from stadfast.linescan import Callback, DefectTracker, Inspector, RowView, Sink
 from stadfast.linescan.history import RowHistory
 from stadfast.linescan.sources import ArraySource, Block, Notice
@@ -106,6 +106,15 @@ def test_pixel_pitch():
     defect = seen.events[0].defect
     assert (defect.rows_mm, defect.columns_mm, defect.area_mm2) == ((50, 60), (1, 2), 20 * 4 * 0.125)
     assert seen.runs[0].pixel_pitch == (0.5, 0.25)
+
+
+def test_a_margin_raises_no_event_and_stays_in_the_picture():
+    spots = [(50, 60, 0, 3), (100, 110, 28, 32), (150, 160, 2, 9)]
+    lines = web(300, 32, spots)
+    _, seen = inspect(ArraySource(lines), margin=(4, 4))
+    assert seen.boxes == [((150, 160), (4, 9))]
+    assert seen.runs[0].settings["margin"] == (4, 4)
+    assert np.array_equal(np.concatenate([map for _, map, _ in seen.pieces])[50:60, :3], np.ones((10, 3)))
 
 
 def test_an_empty_source():
@@ -318,6 +327,49 @@ def test_a_failing_sink_does_not_stop_the_others():
         inspect(ArraySource(lines), Callback(fail), on_fault="stop")
 
 
+class Breaks(Brightness):
+    """A streamer that fails, with rows of its map still inside, or gives a map that the tracker refuses."""
+
+    def __init__(self, width, after, refused=False):
+        super().__init__(width, 8)
+        self._after, self._refused = after, refused
+
+    def push(self, rows):
+        maps = super().push(rows)
+        self._after -= rows.shape[2]
+        if self._after <= 0 and not self._refused:
+            raise RuntimeError("out of memory")
+        return maps if self._after > 0 else maps * float("nan")
+
+
+@pytest.mark.parametrize(("refused", "error"), [(False, "out of memory"), (True, "expected finite scores")])
+def test_an_error_of_its_own_closes_what_is_open(refused, error):
+    """The second defect is whole, but a neighbour might have joined it; the third has reached the last map row."""
+    lines = web(400, 32, [(10, 20, 3, 9), (85, 87, 0, 4), (70, 200, 20, 32)])
+    recorder = Recorder()
+    inspector = Inspector(
+        lambda width: Breaks(width, 150, refused), ArraySource(lines), [recorder], threshold=THRESHOLD,
+        rows_per_push=50, merge_distance=10,
+    )  # fmt: skip
+    with pytest.raises((RuntimeError, DataError), match=error):
+        inspector.run()
+    assert {e.defect.rows: e.cut_off for e in recorder.events} == {
+        (10, 20): False,
+        (85, 87): False,
+        (70, 92): True,
+    }
+    assert recorder.kinds == ["start", "error"]
+    assert error in recorder.notices[-1].message
+    assert (inspector.status.state, inspector.status.defects) == ("failed", 3)
+    assert recorder.calls[-1] == "close"
+
+
+def test_an_event_that_the_strips_end_cuts_off_says_so():
+    _, seen = inspect(ArraySource(web(400, 32, [(300, 350, 3, 9), (370, 400, 3, 9)])), merge_distance=10)
+    assert [(e.defect.rows, e.cut_off) for e in seen.events] == [((300, 350), False), ((370, 400), True)]
+    assert [e.record()["cut_off"] for e in seen.events] == [False, True]
+
+
 # ---------------------------------------------------------------- arguments
 
 
@@ -335,6 +387,7 @@ def test_a_failing_sink_does_not_stop_the_others():
         ({"pixel_pitch": 0}, "pixel_pitch"),
         ({"min_area": 0}, "min_area"),
         ({"history": 0}, "history"),
+        ({"margin": "edge"}, "margin"),
     ],
 )
 def test_bad_arguments(options, named):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import stadfast as sf
 from stadfast.cli import app
-from stadfast.cli._sources import make_sinks, make_source, parse_pitch
+from stadfast.cli._sources import make_sinks, make_source, parse_margin, parse_pitch
 from stadfast.cli.stream import describe, learn_flat_field
 from stadfast.errors import DataError, StadfastError, UsageError
 from stadfast.linescan import Status, native_maps, sinks, sources
@@ -191,6 +191,8 @@ def test_a_reader_who_has_seen_enough(model, threshold, tmp_path):
         (("simulate:woven", "--threshold", "1", "--low", "2"), 2, "low"),
         (("simulate:woven", "--pixel-pitch", "wide"), 2, "--pixel-pitch"),
         (("simulate:woven", "--pixel-pitch", "0"), 2, "pixel_pitch"),
+        (("simulate:woven", "--margin", "-1"), 2, "--margin"),
+        (("simulate:woven", "--margin", "1x2x3"), 2, "--margin"),
         (("simulate:woven", "--overrun", "panic"), 2, "overrun"),
         (("simulate:woven", "--capacity", "1"), 2, "capacity"),
         (("simulate:woven", "--on-fault", "cry"), 2, "on_fault"),
@@ -261,6 +263,10 @@ def test_sinks_by_name(tmp_path):
 
 def test_pitch():
     assert (parse_pitch("0.25"), parse_pitch("0.2x0.25")) == (0.25, (0.2, 0.25))
+
+
+def test_margin():
+    assert (parse_margin("8"), parse_margin("8x12")) == ((8, 8), (8, 12))
 
 
 def test_flat_field_of_images_of_two_widths(tmp_path):

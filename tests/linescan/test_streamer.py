@@ -41,6 +41,7 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "msfi-third": (12, "msfi", {"scales": [32, 128], "image_size": 96, "layers": ["layer1"]}),
     "rstpm": (32, "rstpm", {"backbone2": "resnet18", "decoder_blocks": 1}),
 }
+TINY = ("resnet34", "et-stpm", "rstpm", "msfi", "msfi-sizes", "stereotype", "stereotype-stride")  # every method
 SMALL = "resnet34"  # the shortest reach: what is not about networks is tested on it
 
 
@@ -125,15 +126,16 @@ def test_a_stream_is_the_whole_strip(case: str) -> None:
     assert_equal(torch.cat(stream(found, image, [37, 1, 0, 64]), dim=2), whole(case, image))
 
 
-@pytest.mark.parametrize("case", [SMALL, "resnet18-paper", "vgg16"])
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("case", TINY)
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     height=st.integers(1, 150),
-    width=st.sampled_from([1, 21, 32]),
+    width=st.sampled_from([32, 41, 48]),
     pushes=st.lists(st.integers(1, 90), min_size=1, max_size=5),
     seed=st.integers(0, 99),
 )
 def test_any_size_in_any_pushes(case: str, height: int, width: int, pushes: list[int], seed: int) -> None:
+    height = max(height, 17 if case.startswith("stereotype") else 1)  # longer than its mirrored border
     image = strip(height, width, seed=seed)
     assert_equal(torch.cat(stream(streamer(case, width), image, pushes), dim=2), whole(case, image))
 
@@ -338,9 +340,8 @@ def test_native_scale_is_what_the_detector_says_at_its_own_size() -> None:
     assert_equal(native_maps(detector(SMALL), image), detector(SMALL).maps(image))
 
 
-@pytest.mark.parametrize(
-    ("height", "width"), [(8000, 2000), pytest.param(20000, 4096, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("height", "width"), [(8000, 2000), (20000, 4096)])
 def test_large_images_in_memory_bounded_by_the_width(height: int, width: int) -> None:
     """Beside the map itself, a few blocks; and each part of the map is what its surroundings say."""
     image = torch.randint(0, 256, (1, 3, 1000, width), dtype=torch.uint8).repeat(1, 1, height // 1000, 1)

@@ -274,6 +274,19 @@ def test_scores_that_are_no_numbers(bad: float) -> None:
     assert events == track(DefectTracker(130, 0.5), scores, [40])
 
 
+@pytest.mark.parametrize(("margin", "left", "right"), [(3, 3, 3), ((0, 30), 0, 30), ((29, 0), 29, 0)])
+def test_what_lies_in_the_margin_raises_no_event(margin: object, left: int, right: int) -> None:
+    """As if the map were low there; and not even a score that is no number matters."""
+    scores = draw(np.random.default_rng(7), (80, 60), 0.3)
+    low = scores.copy()
+    low[:, :left] = low[:, 60 - right :] = 0
+    rules = {"low": 0.5, "min_area": 2, "merge_distance": 2, "pixel_pitch": (0.5, 0.25)}
+    wanted = track(DefectTracker(60, **rules), low, [13])
+    assert wanted != track(DefectTracker(60, **rules), scores, [13])
+    scores[3, (0 if left else 59)] = np.nan
+    assert track(DefectTracker(60, **rules, margin=margin), scores, [13]) == wanted  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -286,6 +299,10 @@ def test_scores_that_are_no_numbers(bad: float) -> None:
         ({"low": 0.9}, r"low, high: .*got 0.9, 0.8"),
         ({"pixel_pitch": 0}, "pixel_pitch: .*got 0"),
         ({"pixel_pitch": (1, 2, 3)}, "pixel_pitch: "),
+        ({"margin": 4}, "margin: expected less than the map's 8 columns, got 4 and 4"),
+        ({"margin": -1}, "margin: expected columns, or .*, from 0, got -1"),
+        ({"margin": (1, 2, 3)}, "margin: "),
+        ({"margin": 0.5}, "margin: "),
     ],
 )
 def test_wrong_arguments(change: dict[str, object], message: str) -> None:

@@ -17,7 +17,7 @@ FSYNC = ("event", "second", "never")
 _COLUMNS = (
     "id", "growing", "strip", "first_line", "end_line", "first_column", "end_column", "first_mm", "end_mm", "left_mm",
     "right_mm", "area", "area_mm2", "peak", "mean", "peak_line", "peak_column", "first_time", "last_time", "delay_s",
-    "first_encoder", "last_encoder", "at_gap",
+    "first_encoder", "last_encoder", "at_gap", "cut_off",
 )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ class CsvTable(Sink):
         values = (
             defect.id, int(defect.growing), event.strip, *defect.rows, *defect.columns, *along, *across, defect.area,
             defect.area_mm2, defect.peak, defect.mean, *defect.peak_position, record["first_time"],
-            record["last_time"], record["delay_s"], *event.encoder, int(event.at_gap),
+            record["last_time"], record["delay_s"], *event.encoder, int(event.at_gap), int(event.cut_off),
         )  # fmt: skip
         line = io.StringIO()
         csv.writer(line, lineterminator="").writerow(values)

@@ -27,7 +27,7 @@ _FIGURES = (
     ("queue_lines", "gauge", "Lines waiting in the ring.", "queue"),
     ("queue_capacity_lines", "gauge", "Lines that the ring holds.", "capacity"),
 )
-_STATES = ("waiting", "running", "stalled", "lost", "ended")
+_STATES = ("waiting", "running", "stalled", "lost", "ended", "failed")
 _DELAYS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
 
