@@ -41,7 +41,15 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "msfi-third": (12, "msfi", {"scales": [32, 128], "image_size": 96, "layers": ["layer1"]}),
     "rstpm": (32, "rstpm", {"backbone2": "resnet18", "decoder_blocks": 1}),
 }
-TINY = ("resnet34", "et-stpm", "rstpm", "msfi", "msfi-sizes", "stereotype", "stereotype-stride")  # every method
+TINY = (
+    "resnet34",
+    "et-stpm",
+    "rstpm",
+    "msfi",
+    "msfi-sizes",
+    "stereotype",
+    "stereotype-stride",
+)  # every method
 SMALL = "resnet34"  # the shortest reach: what is not about networks is tested on it
 
 
@@ -341,9 +349,12 @@ def test_native_scale_is_what_the_detector_says_at_its_own_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("height", "width"), [(8000, 2000), (20000, 4096)])
-def test_large_images_in_memory_bounded_by_the_width(height: int, width: int) -> None:
-    """Beside the map itself, a few blocks; and each part of the map is what its surroundings say."""
+def test_large_images_in_memory_bounded_by_the_width() -> None:
+    """Beside the map itself, a few blocks; and each part of the map is what its surroundings say.
+
+    ``benchmarks/linescan.py --only images`` does the same at 20000 x 4096.
+    """
+    height, width = 8000, 2000
     image = torch.randint(0, 256, (1, 3, 1000, width), dtype=torch.uint8).repeat(1, 1, height // 1000, 1)
     native_maps(detector("stem"), image[:, :, :1500])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
