@@ -125,7 +125,8 @@ class _Joining:
         self.members.update(siblings)
 
     def _side_by_side(self, constants: Sequence[Any]) -> fx.Node:
-        name = f"{constants[0].target}_joined"
+        # All of their names: networks for several input sizes share a constant, each with a sibling of its own.
+        name = "_".join([*(str(node.target) for node in constants), "joined"])
         values = [getattr(self.module, str(node.target)) for node in constants]
         self.module.register_buffer(name, torch.cat(values))
         with self.module.graph.inserting_before(constants[0]):
