@@ -1,6 +1,6 @@
 """Rows per second of exact streaming against overlapped tiles at equal delay, and against the whole strip at once.
 
-    python benchmarks/linescan.py [--quick] [--only main|rates|images]
+    python benchmarks/linescan.py [--quick] [--only main|rates|images|seams]
 
 ``main``: STPM with resnet18, random weights, as they do not change the time. All three run the same network on the same
 rows,
@@ -15,6 +15,8 @@ are for one row of the map.
 ``rates``: rows per second of ``exact`` in the steady state over width, rows per push, precision, method and threads.
 ``images``: one image of 1024 x 1024 through ``native_maps`` row block by row block (``depth_first``) and at once; one
 of 20000 x 4096 row block by row block, in a process of its own, with the peak of its memory.
+``seams``: MKD in tiles, random weights: its map is the gradient of a loss of the whole tile. The difference of
+neighbouring tiles' maps over the map's maximum, in all rows that both have, and in the two rows at the seam.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ OVERLAP, WHOLE = 112, 1024
 ROUNDS = 15
 WIDTHS, PUSHES, PRECISIONS, THREADS = (512, 1024, 2048, 4096), (16, 64, 256), ("fp32", "bf16"), (2, 1)
 METHODS: dict[str, dict[str, Any]] = {
-    "stpm": {}, "et-stpm": {}, "rstpm": {}, "msfi": {"scales": [256]},
+    "stpm": {}, "et-stpm": {}, "rstpm": {}, "msfi": {"scales": [256]}, "mkd": {},
 }  # fmt: skip
 LARGE = (20000, 4096)
 
@@ -194,6 +196,26 @@ def large_image(height: int, width: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def seam(detector: Any, strip: Tensor, rows: int, overlap: int) -> dict[str, Any]:
+    """How far neighbouring tiles' maps are apart, over the largest value of either."""
+    found: dict[str, list[float]] = {"shared_rows": [], "seam": []}
+    boundaries = range(overlap + rows, strip.shape[2] - overlap - rows + 1, rows)
+    for boundary in boundaries:
+        first, second = (
+            native_maps(detector, strip[:, :, start - overlap : start + rows + overlap], depth_first=False)
+            for start in (boundary - rows, boundary)
+        )
+        top = max(first.max().item(), second.max().item())
+        difference = (first[:, :, rows:] - second[:, :, : 2 * overlap]).abs() / top
+        found["shared_rows"].append(difference.max().item())
+        found["seam"].append(difference[:, :, overlap - 1 : overlap + 1].max().item())
+    return {
+        "case": {"method": "mkd", "width": strip.shape[3], "rows_per_push": rows, "overlap": overlap,
+                 "seams": len(boundaries)},
+        "largest_relative_difference": {name: round(max(values), 4) for name, values in found.items()},
+    }  # fmt: skip
+
+
 def print_main(cases: list[dict[str, Any]]) -> None:
     table = []
     for result in cases:
@@ -208,7 +230,7 @@ def print_main(cases: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=("main", "rates", "images", "large"), default="main")
+    parser.add_argument("--only", choices=("main", "rates", "images", "large", "seams"), default="main")
     parser.add_argument("--quick", action="store_true", help="a narrow strip, three rounds, nothing written")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -222,7 +244,7 @@ def main() -> None:
         cases += [case(untrained(), width, 64, precision, rounds) for precision in PRECISIONS]
         print_main(cases)
     if options.only == "rates":
-        for method in METHODS:
+        for method in (name for name in METHODS if name != "mkd"):
             full = method == "stpm" and not options.quick
             widths = WIDTHS if full else (128 if options.quick else 1024,)
             found = rates(method, widths, PUSHES if full else (64,), 3 if options.quick else 5)
@@ -237,6 +259,12 @@ def main() -> None:
         images.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(*(json.dumps(result) for result in images), sep="\n")
         cases += images
+    if options.only == "seams":
+        strip = torch.rand(
+            1, 3, 576, 64 if options.quick else 128, generator=torch.Generator().manual_seed(1)
+        )
+        cases += [seam(untrained("mkd"), strip, 64, overlap) for overlap in (32, 128)]
+        print(*(json.dumps(result) for result in cases), sep="\n")
     if not options.quick:
         print(write_result("linescan" if options.only == "main" else f"linescan_{options.only}", cases))
 

@@ -24,6 +24,7 @@ WIDTH, PITCH_MM = 256, 0.25
 _DOWNSCALE = 2  # the detector has learned images of 256 pixels at 128
 _FIRST = 1 << 29  # a stretch of the web that no image of the first part shows
 _ROWS = 128  # computed at once
+_MARGIN = 8  # columns at the web's edges, where most of the false events are
 _RING = 16_384  # lines that may wait
 _GAP = 6
 
@@ -54,6 +55,7 @@ def demo_stream(
         downscale=_DOWNSCALE,
         rows_per_push=_ROWS,
         pixel_pitch=PITCH_MM,
+        margin=_MARGIN,
         overrun="drop_newest",
         capacity=_RING,
     )
