@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def stream(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A detector that fit has saved.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="A detector that fit has saved, or its .pt or .pt2 archive."),
+    ],
     source: Annotated[
         str,
         typer.Argument(

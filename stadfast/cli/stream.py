@@ -18,6 +18,7 @@ import typer
 from .. import load
 from ..errors import DataError
 from ..linescan import Event, FlatField, Inspector, Notice, Sink, Status
+from ..linescan.native import is_archive
 from ..linescan.sources import Source
 from ..methods.hardware import choose_device
 from ._guard import printable, say
@@ -37,7 +38,7 @@ def stream(
 ) -> None:
     """Inspect a source until it ends or the program is told to stop; print each event."""
     where = choose_device(device)
-    detector = load(model, device=str(where))
+    detector: Any = model if is_archive(model) else load(model, device=str(where))
     listing = Listing()
     inspector = Inspector(
         detector, source, [*sinks, listing, LiveLine()], device=str(where),

@@ -17,34 +17,16 @@ from .. import ops
 from ..errors import UsageError
 from .layers import Bilinear, Distance, Layer, Pointwise, Reflection, Rows, combination, interpolation
 from .network import Link, StripNetwork
-from .recording import (
-    Node,
-    functional,
-    height,
-    keeps_rows,
-    only_user,
-    operator_name,
-    record,
-)
-from .sliding import Activation, Antialiased, Convolution, MaxPool, TransposedConvolution
+from .recording import Node, activation_of, functional, height, keeps_rows, only_user, operator_name, record
+from .sliding import Antialiased, Convolution, MaxPool, TransposedConvolution, scale_and_shift
 
-_SAME = {
-    "alias",
-    "clone",
-    "detach",
-    "expand",
-    "lift_fresh_copy",
-    "_to_copy",
-}  # other operators broadcast anyway
+# Other operators broadcast anyway.
+_SAME = {"alias", "clone", "detach", "expand", "lift_fresh_copy", "_to_copy"}
 _POINTWISE = {
     "abs", "clamp", "clamp_min", "div", "exp", "gelu", "hardswish", "hardtanh", "leaky_relu", "maximum",
     "minimum", "mul", "neg", "pow", "relu", "sigmoid", "silu", "sqrt", "sub", "tanh",
 }  # fmt: skip
 _OVER_CHANNELS = {"amax", "linalg_vector_norm", "mean", "sum"}
-_ACTIVATIONS: dict[str, tuple[str, tuple[float, ...]]] = {  # what oneDNN calls them, and default arguments
-    "hardtanh": ("hardtanh", (-1.0, 1.0)), "leaky_relu": ("leaky_relu", (0.01,)), "relu": ("relu", ()),
-    "sigmoid": ("sigmoid", ()), "silu": ("swish", ()),
-}  # fmt: skip
 _BATCH_NORMS = {"native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training", "batch_norm"}
 
 
@@ -64,7 +46,16 @@ def convert(network: nn.Module, downscale: int = 1) -> StripNetwork:
             f"detector: its maps cannot be streamed exactly, because they depend on {term}, which is not known before "
             "the strip ends; use TiledStreamer, whose overlapped tiles each have their own"
         )
-    return _Converter(record(network, downscale)).network()
+    return convert_recorded(record(network, downscale))
+
+
+def convert_recorded(graph: fx.GraphModule) -> StripNetwork:
+    """The layers of a graph that :func:`~stadfast.linescan.recording.trace` has recorded.
+
+    Raises:
+        UsageError: an operator needs more than some neighbouring rows.
+    """
+    return _Converter(graph).network()
 
 
 class _Converter:
@@ -131,7 +122,7 @@ class _Converter:
         """A convolution up to ``end``, which is itself, or an addition behind it."""
         source, weight, bias, stride, padding, dilation, transposed, output_padding, groups = node.args
         weight, bias = self.values[weight], None if bias is None else self.values[bias]
-        last, activation = self._activation(end)
+        last, activation = activation_of(end)
         if residual is not None and activation is not None and activation.name != "relu":
             last, activation = end, None  # oneDNN knows no other behind a sum
         source, padding = self._padding(source, padding)
@@ -148,7 +139,6 @@ class _Converter:
             (out,) = self.add(layer, source)
         else:
             added = self.rows[residual]
-
             layer = Convolution(rows, weight, bias, stride, dilation, groups, padding, activation, added)
             (out,) = self.add(layer, source, residual)
         self.values[last] = out
@@ -198,14 +188,9 @@ class _Converter:
         constants = [isinstance(self.values[stream], Tensor) for stream in streams]
         sources = [self.values[s] for s, constant in zip(streams, constants, strict=True) if not constant]
         fixed = [self.values.get(a) if isinstance(a, fx.Node) else a for a in node.args]
-        places = [
-            i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and not isinstance(fixed[i], Tensor)
-        ]
-        widen = (
-            operator_name(node) == "linalg_vector_norm"
-        )  # a half-precision sum of squares has no three digits
-
-        last, activation = self._activation(node)
+        places = [i for i, a in enumerate(node.args) if a in streams and not isinstance(fixed[i], Tensor)]
+        widen = operator_name(node) == "linalg_vector_norm"  # a sum of squares has no three digits in half
+        last, activation = activation_of(node)
 
         def apply(*inputs: Tensor) -> Tensor:
             arguments = [a.to(inputs[0].device) if isinstance(a, Tensor) else a for a in fixed]
@@ -304,18 +289,5 @@ class _Converter:
         return self.values[source], (columns, columns, rows, rows)
 
     def _scale_and_shift(self, norm: Node) -> tuple[Tensor, Tensor]:
-        """A batch norm at inference is ``x * scale + shift``; float64."""
-        found: list[Any] = [None if a is None else self.values[a] for a in norm.args[1:5]]
-        gain, offset, mean, variance = found
-        scale = (variance.double() + norm.args[-1]).rsqrt()
-        scale = scale if gain is None else scale * gain.double()
-        shift = -mean.double() * scale
-        return scale, shift if offset is None else shift + offset.double()
-
-    def _activation(self, node: Node) -> tuple[Node, Activation | None]:
-        user = only_user(node)
-        if user is None or operator_name(user) not in _ACTIVATIONS or user.kwargs:
-            return node, None
-        function, (name, defaults) = user.target, _ACTIVATIONS[operator_name(user)]
-        numbers = (*user.args[1:], *defaults[len(user.args) - 1 :])
-        return user, Activation(lambda x: function(x, *numbers), name, numbers)
+        parts: list[Any] = [None if a is None else self.values[a] for a in norm.args[1:5]]
+        return scale_and_shift(*parts, norm.args[-1])

@@ -43,11 +43,11 @@ class Inspector:
     and :meth:`run` raises the error.
 
     Args:
-        model: a fitted detector, a bundle's path, or a function that makes a streamer for a width (``threshold`` is
-            needed then).
+        model: a fitted detector, the path of a bundle or an archive, or a function that makes a streamer for a width
+            (``threshold`` is needed then).
         source: of the lines. The inspector opens and closes it.
         sinks: in the order in which they are told; the one that must lose nothing first.
-        threshold: of a defect's peak; None: the detector's ``pixel_threshold_``.
+        threshold: of a defect's peak; None: the ``pixel_threshold_`` of the detector or archive.
         low: of its pixels (hysteresis), at most ``threshold``; None: ``threshold``.
         min_area, merge_distance, max_length, margin, pixel_pitch: see :class:`DefectTracker`.
         rows_per_push: lines taken at once; see :class:`RowStreamer`.

@@ -12,6 +12,7 @@ import copy
 import math
 import os
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,12 +88,24 @@ class _ScaledCopies(nn.Module):
         return F.interpolate(images, size, mode="bilinear", antialias=ratio < 1)
 
 
+def is_archive(detector: Any) -> bool:
+    """Whether it is the path of an archive of :func:`stadfast.export`, by its suffix."""
+    from ..runtime.archive import SUFFIXES
+
+    return isinstance(detector, (str, os.PathLike)) and Path(detector).suffix.lower() in SUFFIXES.values()
+
+
 def graph_of(detector: Any) -> Any:
     """The scoring graph of a fitted detector, or of a bundle's path.
 
     Raises:
-        StadfastError: not fitted. BundleError: no bundle.
+        StadfastError: not fitted. BundleError: no bundle. UsageError: an archive.
     """
+    if is_archive(detector):
+        raise UsageError(
+            f"detector: expected one that is fitted, or its bundle, got the archive {detector}, whose network runs at "
+            "one size only; RowStreamer alone streams archives"
+        )
     if isinstance(detector, (str, os.PathLike)):
         from ..methods import load
 

@@ -237,3 +237,13 @@ class TransposedConvolution(Layer):
         x = F.pad(x, (0, 0, 0, first + rows - x.shape[2])) if x.shape[2] < first + rows else x
         x = x[:, :, first : first + rows]
         return [x if self.activation is None else self.activation.function(x)]
+
+
+def scale_and_shift(
+    gain: Tensor | None, offset: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """A batch norm at inference is ``x * scale + shift``; float64."""
+    scale = (variance.double() + eps).rsqrt()
+    scale = scale if gain is None else scale * gain.double()
+    shift = -mean.double() * scale
+    return scale, shift if offset is None else shift + offset.double()

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .convert import convert
 from .flat_field import FlatField
 from .layers import Step
+from .model import strip_model
 from .native import (
     DTYPES,
     Preparation,
     check_multiple,
     check_rows,
     check_strip,
-    deepest_stride,
     extend_rows,
-    graph_of,
 )  # fmt: skip
 from .network import State, StripNetwork
 from .steady import SteadySteps
@@ -36,7 +33,9 @@ class RowStreamer:
     are padded. A batch is several cameras, whose strips advance together.
 
     Args:
-        detector: fitted, of any method whose maps depend on nothing but a neighbourhood; or the path of a bundle.
+        detector: fitted, of any method whose maps depend on nothing but a neighbourhood; or the path of a bundle, or of
+            a TorchScript or ``torch.export`` archive of :func:`stadfast.export` for images of any size, which streams
+            in its own precision, and without ``downscale``.
         width: columns of the strip.
         rows_per_push: compute steps of exactly so many rows, a multiple of ``unit``, as :meth:`step` needs; None: as
             many as have come.
@@ -50,8 +49,9 @@ class RowStreamer:
         delay_rows: so many rows after it has come, at the latest, a row's map is out.
 
     Raises:
-        UsageError: an argument is out of range, or the detector's maps have a global term.
-        StadfastError: the detector is not fitted.
+        UsageError: an argument is out of range, the detector's maps have a global term, or the archive's resizing
+            cannot be taken out.
+        StadfastError: the detector is not fitted. BundleError: the bundle or archive is damaged or refused.
     """
 
     _pending: Tensor | None
@@ -68,15 +68,14 @@ class RowStreamer:
         downscale: int = 1,
         flat_field: FlatField | None = None,
     ) -> None:
-        graph = graph_of(detector)
         check_strip(width, downscale, precision, flat_field)
-        network = convert(graph.network, downscale)
-        self.unit = math.lcm(network.unit, deepest_stride(graph.network)) * downscale
+        network, preprocess, unit = strip_model(detector, downscale, precision)
+        self.unit = unit * downscale
         if rows_per_push is not None:
             check_multiple("rows_per_push", rows_per_push, self.unit)
         self.rows_per_push = rows_per_push
-        self._device = torch.device(device) if device else graph.preprocess.mean.device
-        self._preprocess, self._downscale, self._dtype = graph.preprocess, downscale, DTYPES[precision]
+        self._device = torch.device(device) if device else preprocess.mean.device
+        self._preprocess, self._downscale, self._dtype = preprocess, downscale, DTYPES[precision]
         self._network = network.to(self._dtype).to(memory_format=torch.channels_last)
         self._block = rows_per_push or self.unit
         self.delay_rows = network.delay + self._block - 1

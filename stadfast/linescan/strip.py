@@ -40,8 +40,8 @@ def streamer_factory(
     """What makes the streamer of a width, and the threshold; see :class:`Inspector`.
 
     Args:
-        model: a detector, a bundle's path, or a function.
-        threshold: None: the detector's.
+        model: a detector, a bundle's or an archive's path, or a function.
+        threshold: None: the detector's, or the archive's.
         overlap: of tiles; None: no tiles.
         options: of the streamer.
 
@@ -53,12 +53,19 @@ def streamer_factory(
             raise UsageError("threshold: expected one, as there is no detector to have it from")
         return model, float(threshold)
     from ..methods import load
+    from ..runtime.archive import read_metadata
+    from .native import is_archive
     from .streamer import RowStreamer
     from .tiles import TiledStreamer
 
-    detector: Any = load(model, device="cpu") if isinstance(model, (str, os.PathLike)) else model
-    if threshold is None:
-        threshold = detector.pixel_threshold_
+    if is_archive(model):
+        if overlap is not None:
+            raise UsageError(f"overlap: tiles need a detector or its bundle, got the archive {model}")
+        detector, default = model, read_metadata(model)["pixel_threshold"]
+    else:
+        detector = load(model, device="cpu") if isinstance(model, (str, os.PathLike)) else model
+        default = detector.pixel_threshold_
+    threshold = default if threshold is None else threshold
     if not math.isfinite(threshold):
         raise UsageError(f"threshold: expected a finite number, got {threshold!r}")
     if overlap is None:

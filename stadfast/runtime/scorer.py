@@ -80,7 +80,7 @@ class Scorer:
         self.batch_size, self.deterministic = batch_size, deterministic
         if threads is not None and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
-        module, self.metadata, kind = _open(source)
+        module, self.metadata, kind = open_recorded(source)
         self.method: str = self.metadata["method"]
         self.threshold: float = self.metadata["threshold"]
         self.pixel_threshold: float = self.metadata["pixel_threshold"]
@@ -213,8 +213,12 @@ def _running(deterministic: bool) -> Iterator[None]:
         yield
 
 
-def _open(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[str, Any], str]:
-    """The module, its metadata and the archive's format."""
+def open_recorded(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[str, Any], str]:
+    """The module of an archive, a bundle or a detector (None for ONNX and OpenVINO), its metadata and its format.
+
+    Raises:
+        BundleError: the archive is missing, damaged or refused. UsageError: neither.
+    """
     if not isinstance(source, (str, os.PathLike)):
         if not hasattr(source, "graph_"):
             raise UsageError(f"source: expected an archive or a fitted detector, got {type(source).__name__}")
@@ -224,7 +228,7 @@ def _open(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[str, Any
     if Path(source).suffix.lower() == ".safetensors":
         from ..methods import load
 
-        return _open(load(source, device="cpu"))
+        return open_recorded(load(source, device="cpu"))
     metadata = read_metadata(source)
     if metadata.get("aot"):
         raise BundleError(
