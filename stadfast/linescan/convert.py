@@ -289,5 +289,6 @@ class _Converter:
         return self.values[source], (columns, columns, rows, rows)
 
     def _scale_and_shift(self, norm: Node) -> tuple[Tensor, Tensor]:
-        parts: list[Any] = [None if a is None else self.values[a] for a in norm.args[1:5]]
-        return scale_and_shift(*parts, norm.args[-1])
+        found: list[Any] = [None if a is None else self.values[a] for a in norm.args[1:5]]
+        gain, offset, mean, variance = found
+        return scale_and_shift(gain, offset, mean, variance, norm.args[-1])
