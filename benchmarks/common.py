@@ -138,9 +138,8 @@ def write_result(
 
 
 def no_folder(argument: str) -> str:
-    """Where somebody keeps a file is nobody's business: ``name=/folder/file`` becomes ``name=file``."""
-    name, equals, value = argument.rpartition("=")
-    return name + equals + (Path(value).name if os.sep in value else value)
+    """Where somebody keeps a file is nobody's business: ``/folder/name=/folder/file`` becomes ``name=file``."""
+    return "=".join(Path(part).name if os.sep in part else part for part in argument.split("="))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
