@@ -5,6 +5,7 @@ Importing the package costs no more than importing torch: everything below is lo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -40,15 +41,25 @@ _ROOMS = (
     "scale",
 )
 
+
+def _loader(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of ``package``: each name of ``home`` from the module in it, imported at first use."""
+
+    def load(name: str) -> Any:
+        if name in home:
+            return getattr(import_module(f".{home[name]}", package), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load
+
+
+_load = _loader(__name__, _HOME)
+
 __all__ = [*_HOME, *_ROOMS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    if name in _ROOMS:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module 'stadfast' has no attribute {name!r}")
+    return import_module(f".{name}", __name__) if name in _ROOMS else _load(name)
 
 
 def __dir__() -> list[str]:

@@ -70,7 +70,9 @@ def violations(path: Path) -> list[str]:
         first, *rest = name.split(".")
         if first == "stadfast":
             other = stadfast._HOME.get(rest[0], rest[0]) if rest else ""
-            fine = other in rooms | COMMON | {room, "__version__"} - ({room} if room in COMMON else set())
+            fine = other in rooms | COMMON | {room, "__version__", "_loader"} - (
+                {room} if room in COMMON else set()
+            )
         else:
             fine = first in packages | {"typing_extensions"} or first in sys.stdlib_module_names
         if not fine:

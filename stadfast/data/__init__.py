@@ -5,8 +5,9 @@ Importing this package loads none of its modules; each name is found at first us
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .. import _loader
 
 if TYPE_CHECKING:
     from .decode import UnreadableImageError
@@ -56,10 +57,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    raise AttributeError(f"module 'stadfast.data' has no attribute {name!r}")
+__getattr__ = _loader(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -7,9 +7,9 @@ methods and their training.
 from __future__ import annotations
 
 import os
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .. import _loader
 from ..errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ _HOME = {
     "ScoringGraph": "graph",
 }
 
+_load = _loader(__name__, _HOME)
+
 __all__ = [
     "METHODS",
     "STPM",
@@ -62,13 +64,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
     if name == "METHODS":
-        classes = [getattr(import_module(f".{home}", __name__), method) for method, home in _CLASSES.items()]
+        classes = [_load(method) for method in _CLASSES]
         globals()["METHODS"] = {found.method: found for found in classes}
         return globals()["METHODS"]
-    raise AttributeError(f"module 'stadfast.methods' has no attribute {name!r}")
+    return _load(name)
 
 
 def create(method: str, **arguments: Any) -> Detector:

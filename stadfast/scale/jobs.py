@@ -105,10 +105,11 @@ def score(
     _check(engine, part_size=part_size, batch_size=batch_size, readers=readers)
     needed("pyarrow.parquet", "--output")
     began = time.perf_counter()
-    model_header(model)  # a damaged one is found before anything starts
+    name, contents = _file_name(model), _contents(model)
+    _header(name, contents)  # a damaged one is found before anything starts
     planned = plan(sources, part_size)
     job = Job(
-        model_name=_file_name(model), model=_contents(model), output=Store(output).location,
+        model_name=name, model=contents, output=Store(output).location,
         heatmaps=None if heatmaps is None else Store(heatmaps).location, root=planned.root, labelled=labelled,
         batch_size=batch_size, precision=precision, device=device, readers=readers, threads=threads,
     )  # fmt: skip
@@ -149,7 +150,7 @@ def evaluate(
     counts, store = LabelledCounts(), Store(output)
     for number in range(summary.parts):  # in order: sums of floating-point shares depend on it
         counts.add(store.read(state_file(number)))
-    return counts.figures(model_header(model)), summary
+    return counts.figures(_header(_file_name(model), _contents(model))), summary
 
 
 def _check(engine: str, **numbers: int) -> None:
@@ -214,13 +215,13 @@ def _contents(model: str | os.PathLike[str]) -> bytes:
         raise BundleError(f"{os.fspath(model)}: {error.strerror or error}") from error
 
 
-def model_header(model: str | os.PathLike[str]) -> dict[str, Any]:
+def _header(name: str, contents: bytes) -> dict[str, Any]:
     """The bundle's or the archive's word on thresholds and notes."""
     from ..methods.bundle import read_tensors
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / _file_name(model)
-        path.write_bytes(_contents(model))
+        path = Path(folder) / name
+        path.write_bytes(contents)
         return read_tensors(path)[1] if path.suffix == ".safetensors" else read_metadata(path)
 
 

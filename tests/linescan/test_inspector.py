@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+import webs
 
 from stadfast.errors import DataError, SinkError, SourceError, UsageError
 from stadfast.linescan import Callback, DefectTracker, Inspector, RowView, Sink
@@ -16,9 +15,6 @@ from stadfast.linescan.history import RowHistory
 from stadfast.linescan.sources import ArraySource, Block, Notice
 from stadfast.linescan.strip import Strip
 
-_spec = importlib.util.spec_from_file_location("linescan_webs", Path(__file__).with_name("webs.py"))
-webs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(webs)
 THRESHOLD, Brightness, Recorder, Script, web = (
     webs.THRESHOLD, webs.Brightness, webs.Recorder, webs.Script, webs.web,
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webs
 from PIL import Image
 
 from stadfast.errors import SinkError, UsageError
@@ -31,10 +31,6 @@ from stadfast.linescan.sinks import (
 )
 from stadfast.linescan.sinks import network as network_sinks
 from stadfast.linescan.sources import ArraySource
-
-_spec = importlib.util.spec_from_file_location("linescan_webs", Path(__file__).with_name("webs.py"))
-webs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(webs)
 
 SPOTS = [(10, 20, 3, 9), (130, 131, 0, 1), (300, 380, 20, 32)]
 LINES = webs.web(400, 32, SPOTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import threading
@@ -29,10 +28,6 @@ from stadfast.linescan.sources import (
 )
 from stadfast.linescan.sources.base import natural_order
 from stadfast.linescan.sources.raw import unpack
-
-_spec = importlib.util.spec_from_file_location("linescan_webs", Path(__file__).with_name("webs.py"))
-webs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(webs)
 
 
 def everything(source, limit=10_000):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import io
 import json
 import os
@@ -16,10 +15,10 @@ import threading
 import time
 import urllib.parse
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import webs
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -31,10 +30,6 @@ from stadfast.linescan import Inspector, Notice, OperatorPage, Run, Status
 from stadfast.linescan.sources import ArraySource
 from stadfast.linescan.watch import pictures, server, waterfall
 from stadfast.linescan.watch.access import Access
-
-_spec = importlib.util.spec_from_file_location("linescan_webs", Path(__file__).with_name("webs.py"))
-webs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(webs)
 
 TOKEN = "open-sesame-0123456789"
 HOSTILE = "<script>alert(1)</script>\"'&\r\n\r\ndata: {}\x1b[2J\u202e\udcff.png"

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
+import browser as browsers
 import numpy as np
 import pytest
+import webs
 
 from stadfast.linescan import Inspector, Notice, OperatorPage, Run, Status
 from stadfast.linescan.sources import ArraySource
-
-
-def _beside(name):
-    spec = importlib.util.spec_from_file_location(f"linescan_{name}", Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-webs, browsers = _beside("webs"), _beside("browser")
 
 HOSTILE = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>\u202e\n\x1b[2J.png"
 SHOWN = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>\\u{202e}\\u{a}\\u{1b}[2J.png"
