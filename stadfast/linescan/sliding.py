@@ -101,7 +101,7 @@ class Convolution(Sliding):
         left, right = self.columns
         if left != right:
             window, left = F.pad(window, (left, right)), 0
-        if window.device.type == "cpu" and not _recorded() and torch.backends.mkldnn.is_available():
+        if window.device.type == "cpu" and not _recorded() and ops.onednn_takes(window.dtype):
             return [self._fused(window, [0, left], residual, last, into)]
         x = F.conv2d(window, self.weight, self.bias, self.stride, (0, left), self.dilation, self.groups)
         x = x if residual is None else x + residual

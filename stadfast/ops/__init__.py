@@ -4,6 +4,7 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 """
 
 from ._library import Backend, backend, cache_folder, plain_pytorch
+from ._onednn import onednn_takes
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .images import normalize_images
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
@@ -26,6 +27,7 @@ __all__ = [
     "label_regions",
     "max_pool2d",
     "normalize_images",
+    "onednn_takes",
     "peer_distance",
     "plain_pytorch",
     "pyramid_distance",

@@ -94,7 +94,8 @@ def convolution(node: fx.Node) -> Convolution:
 def _fits(module: fx.GraphModule, node: fx.Node) -> bool:
     found = convolution(node)
     constant = found.weight.op == "get_attr" and (found.bias is None or found.bias.op == "get_attr")
-    return constant and not found.transposed and len(found.x.meta.get("shape", ())) == 4
+    known = len(found.x.meta.get("shape", ())) == 4 and ops.onednn_takes(node.meta["dtype"])
+    return constant and not found.transposed and known
 
 
 def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], residuals: bool) -> None:

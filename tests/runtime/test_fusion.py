@@ -98,6 +98,18 @@ def test_half_precision_gives_half_features_and_float_maps() -> None:
     assert (graph(x) - wanted).abs().max() <= 0.05 * wanted.abs().max()
 
 
+@torch.no_grad()
+def test_half_precision_stays_with_torch_where_onednn_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stadfast.ops.onednn_takes", lambda dtype: dtype == torch.float32)
+    module, x = Pair("resnet18", ["layer1"]), torch.rand(2, 3, 64, 64)
+    graph = lowered(module, x)
+    narrow(graph, torch.bfloat16)
+    propagate(graph, x)
+    assert fuse(graph) == 0
+    for found, wanted in zip(graph(x), module(x), strict=True):
+        assert (found - wanted).abs().max() <= 0.05 * wanted.abs().max()
+
+
 class KeepsItsResidual(nn.Module):
     """The residual is an output, too: it must not be overwritten."""
 
