@@ -108,7 +108,7 @@ class Strip:
         self._maps = RowHistory(kept)
         # From the strip's row _starts[i] on, lines are numbered from _numbers[i] on.
         self._starts, self._numbers = [0], [first_line]
-        self._reach = streamer.delay_rows
+        self.delay_rows = streamer.delay_rows
         self._clock = time.time_ns() - time.monotonic_ns()
         self.next_id = first_id
         self.newest = 0  # ns, when the line of the newest map row was taken
@@ -168,7 +168,7 @@ class Strip:
         self.newest = int(self._times.cut(self._maps.end - 1, self._maps.end)[0])
         events = [self._event(event) for event in self._tracker.push(scores)]
         # Beginnings of lines that no event can still ask for; one that covers the oldest open row stays.
-        oldest = min(self._tracker.first_open_row, before) - self._reach
+        oldest = min(self._tracker.first_open_row, before) - self.delay_rows
         known = bisect.bisect_right(self._starts, oldest) - 1
         if known > 0:
             del self._starts[:known], self._numbers[:known]
@@ -188,7 +188,7 @@ class Strip:
         )
         self.next_id = max(self.next_id, defect.id + 1)
         times, counts = self._at(self._times, first, end - 1), self._at(self._encoder, first, end - 1)
-        near = (first - self._reach, end + self._reach)
+        near = (first - self.delay_rows, end + self.delay_rows)
         return Event(
             defect, self._number,
             first_time=(times[0] + self._clock) / 1e9,
