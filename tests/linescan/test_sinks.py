@@ -34,6 +34,7 @@ from stadfast.linescan.sources import ArraySource
 
 SPOTS = [(10, 20, 3, 9), (130, 131, 0, 1), (300, 380, 20, 32)]
 LINES = webs.web(400, 32, SPOTS)
+PATIENCE_S = 60.0  # with a machine that has other things to do
 
 
 def inspect(*sinks, **options):
@@ -122,7 +123,7 @@ def impatient(monkeypatch):
 def listen():
     """A port, and the lines that come over the second connection: the first is cut at once."""
     server = socket.create_server(("127.0.0.1", 0))
-    server.settimeout(10)
+    server.settimeout(PATIENCE_S)
     lines = []
 
     def serve():
@@ -137,13 +138,14 @@ def listen():
     return server.getsockname()[1], lines, thread
 
 
-def test_tcp_lines():
+def test_tcp_lines(monkeypatch):
+    monkeypatch.setattr(network_sinks, "_LAST_WORDS_S", PATIENCE_S)
     port, lines, thread = listen()
     with socket.create_connection(("127.0.0.1", port)) as first:
         first.recv(1)  # cut
     sink = TcpLines("127.0.0.1", port)
     recorder = inspect(sink)
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert [json.loads(line)["id"] for line in lines] == [e.defect.id for e in recorder.events]
     assert sink.sent == 3
 
@@ -178,9 +180,9 @@ def hook():
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            got.append((self.headers["Content-Type"], json.loads(body)["id"]))  # known before it is answered
             self.send_response(failures.pop() if failures else 204)
             self.end_headers()
-            got.append((self.headers["Content-Type"], json.loads(body)["id"]))
 
         def log_message(self, *_):
             pass
@@ -193,7 +195,8 @@ def hook():
     server.server_close()
 
 
-def test_web_hook_tries_until_it_is_heard(hook):
+def test_web_hook_tries_until_it_is_heard(hook, monkeypatch):
+    monkeypatch.setattr(network_sinks, "_LAST_WORDS_S", PATIENCE_S)
     url, got = hook
     inspect(WebHook(url))
     assert got == [("application/json", i) for i in (0, 0, 0, 1, 2)]
@@ -237,11 +240,13 @@ def test_prometheus_server():
         def notice(self, notice):
             if notice.kind == "start":
                 with pytest.raises(urllib.error.HTTPError, match="404"):
-                    urllib.request.urlopen(f"http://127.0.0.1:{server.port}/secret", timeout=10)
+                    urllib.request.urlopen(f"http://127.0.0.1:{server.port}/secret", timeout=PATIENCE_S)
 
         def status(self, status):
             if status.state == "ended":
-                with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as page:
+                with urllib.request.urlopen(
+                    f"http://127.0.0.1:{server.port}/metrics", timeout=PATIENCE_S
+                ) as page:
                     assert page.headers["Content-Type"].startswith("text/plain; version=0.0.4")
                     pages.append(page.read().decode())
 
