@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from strips import strip, untrained
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -16,8 +17,6 @@ from stadfast.cli import app
 from stadfast.errors import DataError, UsageError
 from stadfast.linescan import native_maps
 from stadfast.methods.native_scale import native_crops
-
-from .test_streamer import strip, untrained
 
 OPTIONS: dict[str, Any] = {
     "weights": None,

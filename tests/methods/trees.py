@@ -1,0 +1,27 @@
+"""Small descriptor trees for the tests of Stereotype Deepening."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stadfast.methods._descriptors import Architecture
+from stadfast.methods._tree import TERMS, DescriptorTree, Family
+
+TINY = Architecture(18, ((6, 3), None, (5, 3), None, (4, 3)))  # a field of 18, all parts in little
+
+
+def tree(
+    widths: tuple[int, ...] = (2, 2), size: tuple[int, int] = (24, 20), **changes: Any
+) -> DescriptorTree:
+    arguments: dict[str, Any] = {
+        "one_patch": False, "terms": TERMS, "all_pairs": False, "ordered": True, "seed": 0, "stride": 2,
+    }  # fmt: skip
+    arguments |= changes
+    return DescriptorTree(TINY, Family(widths), size, arguments.pop("stride"), **arguments)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
