@@ -21,8 +21,8 @@ from .bundle import write_tensors
 from .calibration import threshold_of
 from .graph import Prediction, Preprocess, ScoringGraph
 from .hardware import Precision, choose_device, choose_precision, deterministic_algorithms
-from .native_scale import native_crops, native_maps_of, read_native
-from .sources import Images, fingerprint, images_of, read_resized, training_images
+from .native_scale import native_crops, native_predictions
+from .sources import Images, fingerprint, images_of, read_resized, split, training_images, without
 from .training import Callback, EpochRecord, TrainingOptions, summary
 
 logger = logging.getLogger("stadfast")
@@ -172,7 +172,7 @@ class Detector:
         device = choose_device(self.device)
         precision = choose_precision(self.precision, device)
         logger.info("training on %s in %s (%s)", device, precision.name, precision.reason)
-        train, held_out = self._split(images)
+        train, held_out = split(images, self._held_out_fraction(), self.seed)
         identity = {"arguments": self._identity(), "images": fingerprint(images), "precision": precision.name}
         if native_scale:
             identity["native_scale"] = "crops"
@@ -187,7 +187,7 @@ class Detector:
             self.history_ = self._train(graph, *seen, precision, options, skip_broken)
             self._adopt(graph)
             broken = list(self.broken_)
-            train, held_out = (_without(images, broken) for images in (train, held_out))
+            train, held_out = (without(images, broken) for images in (train, held_out))
             self._calibrate_after_fit(train, held_out)
             self.broken_ = broken
         self.metadata_ = {
@@ -262,27 +262,17 @@ class Detector:
         """
         graph = self._fitted()
         if self.native_scale_ if native_scale is None else native_scale:
-            yield from self._stream_native(data, skip_broken)
+            if self.image_score != Detector.image_score:
+                raise UsageError(
+                    f"native_scale: the image score is the {self.image_score}, which has no native scale; "
+                    "stadfast.linescan.native_maps gives the maps"
+                )
+            self.broken_ = []
+            yield from native_predictions(self, images_of(data), self.broken_ if skip_broken else None)
             return
         for sources, batch in self._batches(data, batch_size, skip_broken):
             with torch.no_grad():
                 yield sources, Prediction(*(t.cpu() for t in graph(batch)))
-
-    def _stream_native(self, data: Any, skip_broken: bool) -> Iterator[tuple[list[Path | int], Prediction]]:
-        if self.image_score != Detector.image_score:
-            raise UsageError(
-                f"native_scale: the image score is the {self.image_score}, which has no native scale; "
-                "stadfast.linescan.native_maps gives the maps"
-            )
-        graph, maps_of = self._fitted(), native_maps_of(self)
-        self.broken_ = []
-        for source, image in read_native(images_of(data), self.broken_ if skip_broken else None):
-            maps = maps_of(image)
-            scores = maps.flatten(1).amax(dim=1)
-            yield (
-                [source],
-                Prediction(scores, scores > graph.threshold.cpu(), maps, maps > graph.pixel_threshold.cpu()),
-            )
 
     def _batches(
         self, data: Any, batch_size: int | None, skip_broken: bool
@@ -438,19 +428,6 @@ class Detector:
             )
         return graph
 
-    def _split(self, images: Images) -> tuple[Images, Images]:
-        """(training, held-out), the latter drawn with the seed; at least one image stays for training."""
-        fraction = self._held_out_fraction()
-        n_held_out = round(fraction * len(images))
-        if n_held_out >= len(images):
-            raise DataError(f"{len(images)} images are too few to hold out {fraction:.0%} of them")
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        held_out = set(order[:n_held_out])
-        parts: tuple[list[Any], list[Any]] = ([], [])
-        for i, image in enumerate(images):
-            parts[i in held_out].append(image)
-        return parts
-
     def _crops(self, train: Images, held_out: Images, skip_broken: bool) -> tuple[Images, Images]:
         broken = self.broken_ if skip_broken else None
         seeds = self.seed, self.seed + 1
@@ -496,11 +473,6 @@ class Detector:
             raise UsageError(
                 f"image_size: expected at least {MINIMUM_SIZE} x {MINIMUM_SIZE}, got {self.image_size!r}"
             )
-
-
-def _without(images: Images, broken: Sequence[tuple[Path, str]]) -> Images:
-    left_out = {path for path, _ in broken}
-    return [image for image in images if not (isinstance(image, Path) and image in left_out)]  # type: ignore[return-value]
 
 
 def argument_names(cls: type[Detector]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import create_backbone
-from ..data import Folder, MVTecLayout, Sample, open_dataset
+from ..data import Sample
 from ..errors import UsageError
 from .base import MINIMUM_SIZE, Detector
 from .blocks import Block, BlockImitation, ImitationNetwork
 from .graph import Preprocess, PyramidPreprocess, ScoringGraph
 from .hardware import Precision
 from .imitation import feature_stores
-from .sources import Images, fingerprint, read_resized, training_images
+from .sources import Images, fingerprint, read_resized, split, training_images
 from .training import EpochRecord, TrainingOptions, train
-from .weight_search import OBJECTIVES, defect_share, draw_search_set, search
+from .weight_search import OBJECTIVES, defect_share, kept_modules, search, search_samples
 
 logger = logging.getLogger("stadfast")
 
@@ -175,8 +174,7 @@ class FeatureImitation(Detector):
             raise UsageError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
         if keep is not None and not (isinstance(keep, int) and 1 <= keep <= len(names)):
             raise UsageError(f"keep: expected a whole number from 1 to {len(names)}, got {keep!r}")
-        dataset = None if _are_samples(data) else _dataset(data)
-        samples = list(data) if dataset is None else draw_search_set(dataset.test, fraction, seed)
+        samples, dataset = search_samples(data, fraction, seed)
         weights = search(*self._labelled_maps(samples), objective, seed)
         if keep is not None:
             weights[weights.argsort(descending=True, stable=True)[keep:]] = 0.0
@@ -198,31 +196,12 @@ class FeatureImitation(Detector):
             UsageError: too many, unknown names, or a number while the weights do not say which.
         """
         self._fitted()
-        kept = self._chosen(keep)
+        kept = kept_modules(self.modules_, keep)
         lost = sum(weight for name, weight in self.modules_.items() if name not in kept)
         self._use_modules({name: self.modules_[name] for name in kept})
         if lost > 0:
             self._calibrate_again([])
         return self
-
-    def _chosen(self, keep: int | Sequence[str] | None) -> list[str]:
-        weighty = sorted(
-            (name for name, weight in self.modules_.items() if weight > 0), key=lambda n: -self.modules_[n]
-        )
-        if keep is None:
-            return weighty
-        if isinstance(keep, int):
-            if not 1 <= keep <= len(weighty):
-                raise UsageError(f"keep: expected a whole number from 1 to {len(weighty)}, got {keep!r}")
-            weights = [self.modules_[name] for name in weighty]
-            if keep < len(weighty) and weights[keep - 1] == weights[keep]:
-                raise UsageError(
-                    f"keep: the weights do not say which {keep} modules to keep: search_weights() first, or name them"
-                )
-            return weighty[:keep]
-        if isinstance(keep, str) or not keep or any(name not in weighty for name in keep):
-            raise UsageError(f"keep: expected a number, or names out of {', '.join(weighty)}; got {keep!r}")
-        return list(keep)
 
     def _use_modules(self, modules: Mapping[str, float]) -> None:
         """Rebuild the network with these modules and weights (scaled to the sum 1) and the parameters it has."""
@@ -238,7 +217,7 @@ class FeatureImitation(Detector):
     def _calibrate_again(self, images: Images) -> None:
         """On the training's held-out images where ``images`` are the training's; else say that it is to be done."""
         same = images and fingerprint(images) == self.metadata_["data"]["fingerprint"]
-        held_out = self._split(images)[1] if same else []
+        held_out = split(images, self._held_out_fraction(), self.seed)[1] if same else []
         if held_out:
             rule: dict[str, Any] = dict(self.calibration_)
             quantile, target_fpr = rule.get("quantile"), rule.get("target_fpr")
@@ -311,15 +290,3 @@ class FeatureImitation(Detector):
 
 def _network(graph: ScoringGraph) -> ImitationNetwork:
     return graph.network  # type: ignore[return-value]
-
-
-def _are_samples(data: Any) -> bool:
-    return isinstance(data, (list, tuple)) and bool(data) and all(isinstance(s, Sample) for s in data)
-
-
-def _dataset(data: Any) -> MVTecLayout | Folder:
-    if not isinstance(data, (str, os.PathLike, MVTecLayout, Folder)):
-        raise UsageError(
-            f"data: expected labelled samples, a data set or its folder, got {type(data).__name__}"
-        )
-    return open_dataset(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,31 @@ from torch import Tensor
 
 from ..data import ImageLoader
 from ..errors import DataError
+from .graph import Prediction
 from .sources import Images
 
 logger = logging.getLogger("stadfast")
 
 
-def native_maps_of(detector: Any) -> Callable[[Tensor], Tensor]:
-    """:class:`stadfast.linescan.NativeMaps` of a detector.
+def native_predictions(
+    detector: Any, images: Images, broken: list[tuple[Path, str]] | None
+) -> Iterator[tuple[list[Path | int], Prediction]]:
+    """``(path or index, Prediction)`` of each image, as a batch of its own, by a detector whose score is a maximum.
 
-    That room is built on this one. So it is looked up by name when somebody asks for it, and not imported from here.
+    The maps are those of :class:`stadfast.linescan.NativeMaps`. That room is built on this one; so it is looked up by
+    name when somebody asks for it, and not imported from here.
+
+    Args:
+        detector: fitted.
+        images: of any sizes.
+        broken: see :func:`read_native`.
     """
-    return import_module("stadfast.linescan").NativeMaps(detector)
+    graph, maps_of = detector.graph_, import_module("stadfast.linescan").NativeMaps(detector)
+    threshold, pixel_threshold = graph.threshold.cpu(), graph.pixel_threshold.cpu()
+    for source, image in read_native(images, broken):
+        maps = maps_of(image)
+        scores = maps.flatten(1).amax(dim=1)
+        yield [source], Prediction(scores, scores > threshold, maps, maps > pixel_threshold)
 
 
 def read_native(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import Folder, ImageLoader, MVTecLayout, Sample, as_images, list_images, open_dataset, to_float
+from ..errors import DataError
 from .graph import Preprocess
 
 Images = list[Path] | list[Tensor]
@@ -33,6 +34,29 @@ def images_of(data: Any) -> Images:
     if items and all(isinstance(item, (str, os.PathLike, Sample)) for item in items):
         return list_images(data)
     return as_images(data)
+
+
+def split(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
+    """(training, held-out), the latter drawn with the seed; at least one image stays for training.
+
+    Raises:
+        DataError: too few images.
+    """
+    n_held_out = round(fraction * len(images))
+    if n_held_out >= len(images):
+        raise DataError(f"{len(images)} images are too few to hold out {fraction:.0%} of them")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = set(order[:n_held_out])
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for i, image in enumerate(images):
+        parts[i in held_out].append(image)
+    return parts
+
+
+def without(images: Images, broken: Sequence[tuple[Path, str]]) -> Images:
+    """The images that are not among the ``(path, reason)`` of ``broken``."""
+    left_out = {path for path, _ in broken}
+    return [image for image in images if not (isinstance(image, Path) and image in left_out)]  # type: ignore[return-value]
 
 
 def read_resized(

@@ -1,19 +1,37 @@
-"""Weights for several anomaly maps, from a few labelled images (Multi-scale Feature Imitation, weight search)."""
+"""Which modules of Multi-scale Feature Imitation weigh how much, by a few labelled images, and which to keep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import Sample, read_mask
+from ..data import Folder, MVTecLayout, Sample, open_dataset, read_mask
 from ..errors import DataError, UsageError
 
 _STEPS = 300
 _LEARNING_RATE = 0.05  # of Adam; the paper leaves its gradient descent open
 _POSITIVES, _NEGATIVES = 512, 2048  # pixels that the rank objective draws
+
+
+def search_samples(data: Any, fraction: float, seed: int) -> tuple[list[Sample], MVTecLayout | Folder | None]:
+    """Labelled samples as they are; or a part of a data set's test images, and the data set (or that of its folder).
+
+    Raises:
+        UsageError: something else, or ``fraction`` is not in (0, 1]. DataError: no defective images.
+    """
+    if isinstance(data, (list, tuple)) and data and all(isinstance(sample, Sample) for sample in data):
+        return list(data), None
+    if not isinstance(data, (str, os.PathLike, MVTecLayout, Folder)):
+        raise UsageError(
+            f"data: expected labelled samples, a data set or its folder, got {type(data).__name__}"
+        )
+    dataset = open_dataset(data)
+    return draw_search_set(dataset.test, fraction, seed), dataset
 
 
 def draw_search_set(samples: Sequence[Sample], fraction: float = 0.1, seed: int = 0) -> list[Sample]:
@@ -85,6 +103,28 @@ def search(maps: Tensor, share: Tensor, objective: str = "ce", seed: int = 0) ->
         loss(logits.softmax(0)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return logits.detach().softmax(0)
+
+
+def kept_modules(modules: Mapping[str, float], keep: int | Sequence[str] | None) -> list[str]:
+    """Names of the modules to keep out of ``modules``, name -> weight; see :meth:`FeatureImitation.prune`.
+
+    Raises:
+        UsageError: too many, unknown names, or a number while the weights do not say which.
+    """
+    weighty = sorted((name for name, weight in modules.items() if weight > 0), key=lambda n: -modules[n])
+    if keep is None:
+        return weighty
+    if isinstance(keep, int):
+        if not 1 <= keep <= len(weighty):
+            raise UsageError(f"keep: expected a whole number from 1 to {len(weighty)}, got {keep!r}")
+        if keep < len(weighty) and modules[weighty[keep - 1]] == modules[weighty[keep]]:
+            raise UsageError(
+                f"keep: the weights do not say which {keep} modules to keep: search_weights() first, or name them"
+            )
+        return weighty[:keep]
+    if isinstance(keep, str) or not keep or any(name not in weighty for name in keep):
+        raise UsageError(f"keep: expected a number, or names out of {', '.join(weighty)}; got {keep!r}")
+    return list(keep)
 
 
 Loss = Callable[[Tensor], Tensor]

@@ -17,6 +17,7 @@ from stadfast.cli import app
 from stadfast.cli.evaluate import evaluate_detector
 from stadfast.data import Sample
 from stadfast.errors import DataError, UsageError
+from stadfast.methods.sources import split
 from stadfast.methods.weight_search import OBJECTIVES, defect_share, draw_search_set, search
 from stadfast.metrics import functional
 
@@ -154,7 +155,8 @@ def test_search_weighs_and_sets_the_thresholds_anew(detector: sf.FeatureImitatio
     assert sum(weight > 0 for weight in weights.values()) == 2
     assert len(detector.search_["images"]) == 2  # a quarter of four spots, and the bar
     assert detector.calibration_["source"] == "held-out images"
-    held_out = detector._split([sample.image for sample in sf.MVTecLayout(category).train])[1]
+    good = [sample.image for sample in sf.MVTecLayout(category).train]
+    held_out = split(good, detector.validation_fraction, detector.seed)[1]
     expected = detector.score(held_out).double().quantile(0.995).item()
     assert detector.threshold_ == pytest.approx(expected, rel=1e-5) != before
     calibrated, maps = detector.threshold_, detector.maps(held_out)
