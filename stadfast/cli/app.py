@@ -9,6 +9,24 @@ import typer
 
 from .. import __version__
 from ._guard import guarded
+from ._options import (
+    Actors,
+    Address,
+    BatchSize,
+    Cpus,
+    Debug,
+    Device,
+    Engine,
+    Gpus,
+    Json,
+    Model,
+    NativeScale,
+    NewModel,
+    Output,
+    PartSize,
+    ResumeJob,
+    SkipBroken,
+)
 from .linescan import stream, watch
 
 app = typer.Typer(
@@ -20,33 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A detector that fit has saved.")]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once.")]
-NativeScale = Annotated[
-    bool | None,
-    typer.Option(
-        "--native-scale/--resize-images",
-        help="Run on images as they are, or resized to the network's size; default as the detector was fitted.",
-    ),
-]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out unreadable files and list them.")]
-Json = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the results; - prints them.")]
-Engine = Annotated[str, typer.Option(metavar="local|ray", help="Where to score; ray needs stadfast[ray].")]
-Output = Annotated[
-    str | None,
-    typer.Option("--output", "-o", metavar="DIR|URL", help="Write the scores there, as Parquet files."),
-]
-Address = Annotated[
-    str | None, typer.Option(metavar="auto|ray://...", help="The Ray cluster; default one on this machine.")
-]
-ResumeJob = Annotated[bool, typer.Option("--resume", help="With --output: score only what is missing.")]
-PartSize = Annotated[int, typer.Option(min=1, help="With --output: images a file.")]
-Actors = Annotated[int | None, typer.Option(min=1, help="With Ray: how many; default as many as fit.")]
-Cpus = Annotated[int, typer.Option(min=1, help="With Ray: cores of each actor.")]
-Gpus = Annotated[float | None, typer.Option(min=0, help="With Ray: GPUs of each actor, such as 0.25.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def main() -> None:
@@ -73,7 +64,7 @@ def fit(
     data: Annotated[
         Path, typer.Argument(metavar="DATA", help="Folder of good images, or a category in MVTec's layout.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="File to write.")],
+    output: NewModel,
     method: Annotated[str, typer.Option(help="The kind of detector.")] = "stpm",
     backbone: Annotated[str | None, typer.Option(help="The network behind it; default the method's.")] = None,
     weights: Annotated[
@@ -327,7 +318,7 @@ def prune(
         Path,
         typer.Option(metavar="DATA", help="A category in MVTec's layout, with masks, to search weights on."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="File to write.")],
+    output: NewModel,
     keep: Annotated[
         int | None, typer.Option(min=1, help="Modules to keep; default all: only weigh them.")
     ] = None,

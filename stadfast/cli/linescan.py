@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ._options import Debug, Device
+
 if TYPE_CHECKING:
     from ..linescan import Sink
 
@@ -64,7 +66,7 @@ def stream(
         typer.Option(min=1, help="Tiles with this overlap, for methods that cannot be streamed exactly."),
     ] = None,
     precision: Annotated[str, typer.Option(metavar="fp32|bf16", help="Of the networks.")] = "fp32",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")] = "auto",
+    device: Device = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of the computation; default: a core is left to the camera.")
     ] = None,
@@ -94,7 +96,7 @@ def stream(
     fsync: Annotated[
         str, typer.Option(metavar="event|second|never", help="When --jsonl and --csv wait for the disk.")
     ] = "event",
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Inspect the lines of a web as they come: one line of output per defect."""
     inspect_as(locals())
