@@ -121,36 +121,20 @@ def test_an_empty_source():
 # ---------------------------------------------------------------- lost lines
 
 
-class Slow(Brightness):
-    """Waits until everything has been pushed, so that what is lost is known."""
-
-    def __init__(self, width, ready):
-        super().__init__(width, 8)
-        self._ready = ready
-
-    def push(self, rows):
-        assert self._ready.wait(30)
-        return super().push(rows)
-
-
 @pytest.mark.parametrize("overrun", ["drop_oldest", "drop_newest"])
 def test_lost_lines_are_counted_and_places_stay_right(overrun):
     lines = web(1000, 16, [(20, 30, 2, 5), (930, 940, 7, 9)])
-    all_pushed = threading.Event()
-
-    class Ends(Script):
-        def read(self, timeout):
-            block = super().read(timeout)
-            if not self._steps:
-                all_pushed.set()
-            return block
-
-    source = Ends(*(lines[i : i + 20] for i in range(0, 1000, 20)), np.empty((0, 0, 0), np.uint8))
+    flood = webs.Flood(lines)
     recorder = Recorder()
     inspector = Inspector(
-        lambda width: Slow(width, all_pushed), source, [recorder], threshold=THRESHOLD, overrun=overrun,
-        capacity=200, rows_per_push=50,
-    )  # fmt: skip
+        flood.streamer,
+        flood,
+        [recorder],
+        threshold=THRESHOLD,
+        overrun=overrun,
+        capacity=200,
+        rows_per_push=50,
+    )
     inspector.run()
     status = inspector.status
     gaps = [(n.line, n.details["lines"]) for n in recorder.notices if n.kind == "gap"]
@@ -323,28 +307,13 @@ def test_a_failing_sink_does_not_stop_the_others():
         inspect(ArraySource(lines), Callback(fail), on_fault="stop")
 
 
-class Breaks(Brightness):
-    """A streamer that fails, with rows of its map still inside, or gives a map that the tracker refuses."""
-
-    def __init__(self, width, after, refused=False):
-        super().__init__(width, 8)
-        self._after, self._refused = after, refused
-
-    def push(self, rows):
-        maps = super().push(rows)
-        self._after -= rows.shape[2]
-        if self._after <= 0 and not self._refused:
-            raise RuntimeError("out of memory")
-        return maps if self._after > 0 else maps * float("nan")
-
-
 @pytest.mark.parametrize(("refused", "error"), [(False, "out of memory"), (True, "expected finite scores")])
 def test_an_error_of_its_own_closes_what_is_open(refused, error):
     """The second defect is whole, but a neighbour might have joined it; the third has reached the last map row."""
     lines = web(400, 32, [(10, 20, 3, 9), (85, 87, 0, 4), (70, 200, 20, 32)])
     recorder = Recorder()
     inspector = Inspector(
-        lambda width: Breaks(width, 150, refused), ArraySource(lines), [recorder], threshold=THRESHOLD,
+        lambda width: webs.Breaks(width, 150, refused), ArraySource(lines), [recorder], threshold=THRESHOLD,
         rows_per_push=50, merge_distance=10,
     )  # fmt: skip
     with pytest.raises((RuntimeError, DataError), match=error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -10,14 +11,14 @@ import threading
 
 import pytest
 import webs
-from pages import TOKEN, get, message
+from pages import TOKEN, frame, get, message, until
 from PIL import Image
 from typer.testing import CliRunner
 
 from stadfast.cli import app
 from stadfast.cli import stream as cli_stream
 from stadfast.cli import watch as cli_watch
-from stadfast.errors import SinkError
+from stadfast.errors import SinkError, SourceError
 from stadfast.linescan import Inspector, OperatorPage
 from stadfast.linescan.sources import ArraySource
 
@@ -44,6 +45,92 @@ def test_a_page_that_stays_shows_the_next_run():
             assert [n["kind"] for n in said["notices"]] == ["start", "end"]
     finally:
         page.shutdown()
+
+
+@pytest.fixture
+def staying():
+    """A page that is there after the inspection, too."""
+    page = OperatorPage(0, stay=True)
+    yield page
+    page.shutdown()
+
+
+def told(page):
+    """(state, kind and fault of each notice, message of the newest fault) as a new client is told them."""
+    said = message(page)
+    faults = [n["message"] for n in said["notices"] if n["fault"]]
+    return said["status"]["state"], [(n["kind"], n["fault"]) for n in said["notices"]], faults[-1]
+
+
+def test_an_error_of_the_model_is_shown_with_the_defects_that_it_cut_off(staying):
+    lines = webs.web(400, 32, [(10, 20, 3, 9), (70, 200, 20, 32)])
+    inspector = Inspector(
+        lambda width: webs.Breaks(width, 150), ArraySource(lines), [staying], threshold=0.5, rows_per_push=50
+    )
+    with pytest.raises(RuntimeError, match="out of memory"):
+        inspector.run()
+    state, notices, fault = told(staying)
+    assert (state, notices) == ("failed", [("start", False), ("error", True)])
+    assert fault == "the inspection failed: RuntimeError: out of memory"
+    said = message(staying)
+    assert (said["status"]["defects"], said["status"]["growing"], said["status"]["faults"]) == (2, 0, 1)
+    assert [(d["lines"], d["cut_off"]) for d in said["defects"]] == [([10, 20], False), ([70, 92], True)]
+    assert frame(staying)[0]["segments"] == [[0, 92, 0, 92]]  # what had been inspected by then
+
+
+def test_a_source_that_is_lost_is_shown_until_it_is_back(staying):
+    lines = webs.web(100, 32, [(90, 100, 3, 9)])
+    back = threading.Event()
+
+    class Unplugged(webs.Script):
+        def open(self):
+            if self.opened and not back.is_set():
+                raise SourceError("still unplugged")
+            super().open()
+
+    source = Unplugged(lines, SourceError("unplugged"), lines)
+    recorder = webs.Recorder()  # hears everything after the page
+    inspector = Inspector(
+        webs.Brightness, source, [staying, recorder], threshold=0.5, retry_after=0.01, status_every=0.01
+    )
+    inspection = threading.Thread(target=inspector.run)
+    inspection.start()
+    try:
+        until(lambda: "lost" in {status.state for status in recorder.statuses})
+        assert told(staying) == ("lost", [("start", False), ("lost", True)], "unplugged")
+        assert [(d["lines"], d["cut_off"]) for d in message(staying)["defects"]] == [([90, 100], True)]
+    finally:
+        back.set()
+        inspection.join()
+    state, notices, _ = told(staying)
+    assert (state, notices[2:]) == ("ended", [("reopened", False), ("end", False)])
+    head = frame(staying)[0]
+    assert [words for _, _, words in head["breaks"]] == ["the source came back"]
+    assert [segment[2:] for segment in head["segments"]] == [[0, 100], [100, 200]]
+
+
+def test_a_source_that_is_lost_for_good_is_shown(staying):
+    source = webs.Script(webs.web(100, 32, []), SourceError("unplugged"))
+    with pytest.raises(SourceError, match="unplugged"):
+        Inspector(webs.Brightness, source, [staying], threshold=0.5, on_fault="stop").run()
+    assert told(staying) == ("ended", [("start", False), ("lost", True), ("end", False)], "unplugged")
+
+
+def test_lost_lines_are_shown_where_they_were(staying):
+    flood = webs.Flood(webs.web(600, 32, [(20, 30, 2, 5)]))
+    Inspector(
+        flood.streamer, flood, [staying], threshold=0.5, overrun="drop_newest", capacity=200, rows_per_push=50
+    ).run()
+    said = message(staying)
+    lost, gaps = said["status"]["lost"], [n for n in said["notices"] if n["kind"] == "gap"]
+    assert said["status"]["lines"] + lost == 600
+    assert len(gaps) == said["status"]["gaps"] > 0
+    assert all(gap["fault"] and "the inspector is too slow" in gap["message"] for gap in gaps)
+    assert [(d["lines"], d["at_gap"]) for d in said["defects"]] == [([20, 30], False)]
+    head = frame(staying)[0]
+    between = [after[2] - before[3] for before, after in itertools.pairwise(head["segments"])]
+    assert [words for _, _, words in head["breaks"]] == [f"{n} lines lost" for n in between]
+    assert sum(between) + 600 - head["segments"][-1][3] == lost
 
 
 def test_an_address_that_is_taken(page):

@@ -244,6 +244,23 @@ def test_what_is_wrong_is_said(browser, page):
     assert browser.errors == []
 
 
+def test_an_inspection_that_failed_is_said(browser, page):
+    _, events = found()
+    browser.open(page.url)
+    page.notice(Notice("error", "the inspection failed: RuntimeError: " + HOSTILE, fault=True))
+    page.event(replace(events[0], cut_off=True))
+    page.event(replace(events[1], at_gap=True))
+    page.status(replace(STATUS, state="failed", faults=1))
+    says(browser, "#state", "failed")
+    says(browser, "#banner", "The inspection failed")
+    assert browser.evaluate("document.title").startswith("! failed")
+    assert "RuntimeError: " + SHOWN in text(browser, "#notices")
+    browser.wait("defects.size === 2")
+    marks = browser.evaluate("[...document.querySelectorAll('#defects mark')].map((one) => one.innerText)")
+    assert marks == ["near lost lines", "cut off"]  # the newest defect first
+    assert browser.errors == []
+
+
 def test_another_run_begins_afresh(browser, page):
     _, events = found()
     page.event(events[0])

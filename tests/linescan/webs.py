@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -65,6 +67,46 @@ class Script(Source):
 
     def close(self) -> None:
         self.closed += 1
+
+
+class Flood(Script):
+    """More lines than can be inspected: none is taken before all have been pushed, so that what is lost is known."""
+
+    def __init__(self, lines: np.ndarray, block: int = 20) -> None:
+        super().__init__(*(lines[i : i + block] for i in range(0, len(lines), block)), NOTHING)
+        self.all_pushed = threading.Event()
+
+    def read(self, timeout: float) -> Block | None:
+        block = super().read(timeout)
+        if not self._steps:
+            self.all_pushed.set()
+        return block
+
+    def streamer(self, width: int) -> Brightness:
+        waiting = Brightness(width, 8)
+        push = waiting.push
+
+        def late(rows: Tensor) -> Tensor:
+            assert self.all_pushed.wait(60)
+            return push(rows)
+
+        waiting.push = late  # type: ignore[method-assign]
+        return waiting
+
+
+class Breaks(Brightness):
+    """A streamer that fails, with rows of its map still inside, or gives a map that the tracker refuses."""
+
+    def __init__(self, width: int, after: int, refused: bool = False) -> None:
+        super().__init__(width, 8)
+        self._after, self._refused = after, refused
+
+    def push(self, rows: Tensor) -> Tensor:
+        maps = super().push(rows)
+        self._after -= rows.shape[2]
+        if self._after <= 0 and not self._refused:
+            raise RuntimeError("out of memory")
+        return maps if self._after > 0 else maps * float("nan")
 
 
 class Recorder(Sink):
