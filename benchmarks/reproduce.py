@@ -174,7 +174,11 @@ def run(case: Case, options: argparse.Namespace, arguments: dict[str, Any]) -> d
         "figures": figures,
         "published": published(case.method, case.path.name),
         "training": detector.metadata_["training"],
-        "time": {"fit_s": round(seconds, 1), "cpu_s": round(worked, 1), **training_seconds(detector.history_)},
+        "time": {
+            "fit_s": round(seconds, 1),
+            "cpu_s": round(worked, 1),
+            **training_seconds(detector.history_),
+        },
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **({"profile": profile(case.method, arguments, dataset)} if options.profile else {}),
     }
