@@ -18,6 +18,7 @@ from .worker import Job, PartScorer
 
 ENGINES = ("local", "ray")
 _INSTALL = "--engine ray"
+_TOKEN = "; if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"  # Ray only says: timeout
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Cluster:
     """Which Ray cluster, and what of it each actor takes.
 
     Attributes:
-        address: ``"auto"`` (the one that runs on this machine, or that ``RAY_ADDRESS`` names), ``ray://host:port``, or
-            None: that of ``RAY_ADDRESS``, else one on this machine for the time of the job.
+        address: ``"auto"`` (the one that runs on this machine, or that ``RAY_ADDRESS`` names), ``ray://host:port``
+            (from outside, by Ray's client), or None: that of ``RAY_ADDRESS``, else one on this machine for the
+            time of the job.
         actors: how many; None: as many as the cluster has room for.
         cpus: cores of each actor, and torch's threads in it.
         gpus: of each actor, also a part of one; None: one where the cluster has GPUs and the device is not the CPU.
@@ -65,25 +67,73 @@ def run_on_ray(job: Job, parts: Sequence[Part], cluster: Cluster) -> Iterator[Re
         UsageError: no ray, no such cluster, or no room in it for an actor. StadfastError: an actor's own.
     """
     ray = needed("ray", _INSTALL)
+    needed("ray.data", _INSTALL)
+    with _connected(ray, cluster.address), _in_one_line(ray):
+        outside = ray.util.client.ray.is_connected()
+        yield from (_from_outside if outside else _from_inside)(ray, job, parts, cluster)
+
+
+def _from_inside(ray: Any, job: Job, parts: Sequence[Part], cluster: Cluster) -> Iterator[Report]:
+    """The job with this process as Ray Data's driver."""
     data = needed("ray.data", _INSTALL)
-    with _connected(ray, cluster.address):
-        gpus, count = _room(ray.cluster_resources(), cluster, job.device)
-        context = data.DataContext.get_current()
-        context.enable_progress_bars = False  # there is our own
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its news are for those who write pipelines
-        job = replace(job, threads=cluster.cpus, device="cuda" if gpus else "cpu")
-        rows = [{"part": pickle.dumps(part)} for part in parts]
-        reports = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _Actor, batch_size=1, num_cpus=cluster.cpus, num_gpus=gpus,
-            compute=data.ActorPoolStrategy(size=min(count, len(parts))), fn_constructor_args=[job],
-        )  # fmt: skip
+    gpus, count = _room(ray.cluster_resources(), cluster, job.device)
+    context = data.DataContext.get_current()
+    context.enable_progress_bars = False  # there is our own
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its news are for those who write pipelines
+    job = replace(job, threads=cluster.cpus, device="cuda" if gpus else "cpu")
+    rows = [{"part": pickle.dumps(part)} for part in parts]
+    reports = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Actor, batch_size=1, num_cpus=cluster.cpus, num_gpus=gpus,
+        compute=data.ActorPoolStrategy(size=min(count, len(parts))), fn_constructor_args=[job],
+    )  # fmt: skip
+    for row in reports.iter_rows():
+        if failure := row.pop("failure"):
+            raise StadfastError(failure)
+        yield Report(**row)
+
+
+def _from_outside(ray: Any, job: Job, parts: Sequence[Part], cluster: Cluster) -> Iterator[Report]:
+    """The job by way of Ray's client, through which Ray Data cannot be driven: an actor on the head node does it.
+
+    The cluster ends that actor, and so the job, when this process ends or loses the connection.
+    """
+    on_head = {
+        "num_cpus": 0,
+        "resources": {"node:__internal_head__": 0.001},
+    }  # outlives all nodes that may be lost
+    driver = ray.remote(**on_head)(_Driver).remote(job, parts, cluster)
+    try:
+        while (found := ray.get(driver.next_report.remote())) is not None:
+            if isinstance(found, StadfastError):
+                raise found
+            yield found
+    except ConnectionError as error:
+        raise StadfastError("the connection to the cluster is lost; --resume goes on with the job") from error
+
+
+class _Driver:
+    """Drives Ray Data inside of the cluster, for a process outside."""
+
+    def __init__(self, job: Job, parts: Sequence[Part], cluster: Cluster) -> None:
+        self._ray = needed("ray", _INSTALL)
+        self._reports = _from_inside(self._ray, job, parts, cluster)
+
+    def next_report(self) -> Report | StadfastError | None:
+        """None after the last one. Errors are returned, as Ray would deliver a traceback's text."""
         try:
-            for row in reports.iter_rows():
-                if failure := row.pop("failure"):
-                    raise StadfastError(failure)
-                yield Report(**row)
-        except ray.exceptions.RayError as error:
-            raise StadfastError(f"Ray: {str(error).strip().splitlines()[0]}") from error
+            with _in_one_line(self._ray):
+                return next(self._reports, None)
+        except StadfastError as error:
+            return error
+
+
+@contextmanager
+def _in_one_line(ray: Any) -> Iterator[None]:
+    """Ray's errors as ours."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise StadfastError(f"Ray: {str(error).strip().splitlines()[0]}") from error
 
 
 class _Actor:
@@ -124,7 +174,8 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level="WARNING", **({} if address else here))
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--address: there is no Ray cluster at {address}: {reason}") from error
+        hint = _TOKEN if address is not None and address.startswith("ray://") else ""
+        raise UsageError(f"--address: there is no Ray cluster at {address}: {reason}{hint}") from error
     try:
         yield
     finally:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +35,7 @@ class Machines:
     """The cluster; ``workers`` are the nodes that have a core."""
 
     cluster: Any
+    client_port: int
     workers: list[Any] = field(default_factory=list)
 
     def node_of(self, pid: int) -> Any:
@@ -45,22 +49,33 @@ class Machines:
 def machines() -> Iterator[Machines]:
     from ray.cluster_utils import Cluster as RayCluster
 
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
     memory = {"object_store_memory": 100_000_000}
     quick = {
         "health_check_initial_delay_ms": 0,
         "health_check_period_ms": 1000,
         "health_check_failure_threshold": 5,
     }
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick, **memory}
-    cluster = RayCluster(initialize_head=True, head_node_args=head)
-    machines = Machines(cluster, [cluster.add_node(num_cpus=1, **memory) for _ in range(2)])
-    ray.init(address=cluster.address, log_to_driver=False)
+    port = free_port()
+    head = {
+        "num_cpus": 0,
+        "include_dashboard": False,
+        "ray_client_server_port": port,
+        "_system_config": quick,
+    }
+    cluster = RayCluster(initialize_head=True, head_node_args=head | memory)
     try:
+        machines = Machines(cluster, port, [cluster.add_node(num_cpus=1, **memory) for _ in range(2)])
+        ray.init(address=cluster.address, log_to_driver=False)
         yield machines
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def table(folder: Path) -> Any:
@@ -86,6 +101,37 @@ def test_scores_are_equal_to_the_bit(machines: Machines, model: Path, archive: P
     }
 
 
+def test_from_outside_of_the_cluster(machines: Machines, model: Path, archive: Path, tmp_path: Path) -> None:
+    """``ray://``: this process is in the cluster already, so that another one has to be the client."""
+    options: dict[str, Any] = {"part_size": 8, "batch_size": 4}
+    score(model, [str(archive)], f"{tmp_path}/here", **options, **HERE)
+    output = tmp_path / "there"
+    command = [
+        "score",
+        str(model),
+        str(archive),
+        "--output",
+        str(output),
+        "--part-size",
+        "8",
+        "--batch-size",
+        "4",
+    ]
+    engine = ["--engine", "ray", "--address", f"ray://127.0.0.1:{machines.client_port}"]
+
+    def client(*more: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "stadfast", *command, *engine, *more]
+        return subprocess.run(words, capture_output=True, text=True, timeout=2 * PATIENCE_S)
+
+    refused = client("--gpus", "1")  # by the actor on the head node
+    assert refused.returncode != 0
+    assert "stadfast: error: an actor of 1 cores and 1 GPUs has no room" in refused.stderr
+    done = client("--resume")
+    assert done.returncode == 0, done.stderr
+    assert "42 images" in done.stdout
+    assert table(output).equals(table(tmp_path / "here"))
+
+
 def test_metrics_are_equal(machines: Machines, model: Path, material: Path, tmp_path: Path) -> None:
     samples = open_dataset(material).test
     here, _ = evaluate(model, samples, f"{tmp_path}/here", part_size=2, batch_size=2, **HERE)
@@ -98,6 +144,20 @@ def test_an_error_of_a_worker_is_ours(machines: Machines, model: Path, archive: 
     with pytest.raises(StadfastError, match=r"cannot write .*file/") as caught:
         score(model, [str(archive)], f"{tmp_path}/out", heatmaps=f"{tmp_path}/file", **THERE)
     assert "\n" not in str(caught.value)
+
+
+def test_a_cluster_that_does_not_answer(
+    model: Path, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("ray client connection timeout")  # all that Ray says where a token is missing
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        UsageError, match=r"no Ray cluster at ray://there:1: .* timeout; .* RAY_AUTH_MODE=token"
+    ):
+        score(model, [str(archive)], f"{tmp_path}/out", cluster=Cluster("ray://there:1"), **THERE)
 
 
 def test_an_actor_without_room(machines: Machines, model: Path, archive: Path, tmp_path: Path) -> None:
