@@ -29,8 +29,13 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE)
+    import distributed_fit  # type: ignore[import-not-found]
+
     output = tmp_path / "two" / "losses.json"
     output.parent.mkdir()
+    with distributed_fit.double_precision():
+        distributed_fit.trained(distributed_fit.Toy(), 2, checkpoint=output.with_name("alone.checkpoint"))
     command = [*TORCHRUN, str(HERE / "distributed_fit.py"), str(output)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -40,10 +45,10 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "compare the images of a batch" in refused["stereotype"]
     assert refused["batch_size"] == "batch_size: expected at least 2, the number of processes, got 1"
 
-    monkeypatch.syspath_prepend(HERE)
-    import distributed_fit  # type: ignore[import-not-found]
-
     one = distributed_fit.run(tmp_path)
+    in_float32 = distributed_fit.losses_of(distributed_fit.detectors()["stpm"], distributed_fit.smooth)
+    assert two.pop("of one process") == [[3, 4], pytest.approx(one["toy"], rel=1e-9)]
+    assert two.pop("float32") == pytest.approx(in_float32, rel=1e-4)  # 51 steps
     assert len(one["stpm"]) == 51 + 1  # steps, and the threshold
     assert two.keys() == one.keys()
     for name, values in one.items():
