@@ -143,8 +143,7 @@ def archive_case(
 def training_cases(folder: Path, cores: int) -> list[dict[str, Any]]:
     """The loss of every step in float32: by two processes, and by one with another number of threads, against one.
 
-    Training is chaotic, the more so the larger its steps: rounding alone, which threads change, moves the losses apart.
-    (tests/methods/test_distributed.py compares in float64, where processes make no difference.)
+    Rounding alone, which threads change, moves the losses apart: rounding.py has why.
     """
     one, other, two = (losses(folder, *run) for run in ((1, cores), (1, 1), (2, max(1, cores // 2))))
     return [
