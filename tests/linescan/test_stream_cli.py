@@ -51,14 +51,13 @@ def web(rows):
 @pytest.fixture(scope="module")
 def threshold(model):
     """Something of the web, and of its first 220 lines, is above it."""
-    return 0.5 * min(float(peak(model, rows)[0]) for rows in (220, 400))
+    return 0.5 * min(float(scores(model, rows).max()) for rows in (220, 400))
 
 
-def peak(model, rows):
-    """The highest score of the web's first lines, and its line and column."""
+def scores(model, rows):
+    """The map of the web's first lines."""
     lines = torch.from_numpy(web(400)[:rows]).permute(2, 0, 1)
-    scores = native_maps(sf.load(model, device="cpu"), lines)[0, 0]
-    return scores.max(), divmod(int(scores.argmax()), WIDTH)
+    return native_maps(sf.load(model, device="cpu"), lines)[0, 0]
 
 
 def run(*arguments, **options):
@@ -71,10 +70,11 @@ def defects(path):
 
 def assert_has_peak(path, model, rows):
     """The highest score of the web's first lines is where the network has it."""
-    score, (line, column) = peak(model, rows)
+    wanted = scores(model, rows)
     highest = max(defects(path), key=lambda r: r["peak"])
-    assert highest["peak"] == pytest.approx(float(score), rel=1e-4)
-    assert highest["peak_position"] == [line, column]
+    assert highest["peak"] == pytest.approx(float(wanted.max()), rel=1e-4)
+    place = tuple(highest["peak_position"])  # of scores that are equal but for rounding, it may be any
+    assert highest["peak"] == pytest.approx(float(wanted[place]), rel=1e-4)
 
 
 def test_an_image_from_end_to_end(model, threshold, tmp_path):

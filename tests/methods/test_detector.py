@@ -60,7 +60,8 @@ def test_all_inputs_give_the_same_scores(fitted: sf.STPM, images: Tensor, tmp_pa
         "folder": tmp_path,
     }
     for name, given in inputs.items():
-        torch.testing.assert_close(fitted.score(given), expected, rtol=1e-5, atol=0, msg=name)
+        # a network's rounding depends on the layout, and 257 v / 65535 is v / 255 but for the last bit
+        torch.testing.assert_close(fitted.score(given), expected, rtol=1e-4, atol=0, msg=name)
     torch.testing.assert_close(fitted.score(hwc[0]), expected[:1], rtol=1e-4, atol=0)
     torch.testing.assert_close(fitted.score(paths[1]), expected[1:2], rtol=1e-4, atol=0)
 
@@ -224,7 +225,9 @@ def test_a_score_beside_the_map_has_a_threshold_of_its_own(
 ) -> None:
     detector = MeanScored(**arguments).fit(images, show_progress=False)
     p = detector.predict(images)
-    assert torch.equal(p.pred_score, p.anomaly_map.mean((1, 2, 3)))
+    torch.testing.assert_close(
+        p.pred_score, p.anomaly_map.mean((1, 2, 3)), rtol=1e-5, atol=0
+    )  # other batches
     assert detector.threshold_ < detector.pixel_threshold_
     assert torch.equal(p.pred_label, p.pred_score > detector.threshold_)
     assert torch.equal(p.pred_mask, p.anomaly_map > detector.pixel_threshold_)

@@ -103,11 +103,11 @@ def test_map_is_the_plain_one(arguments: dict[str, Any], images: Tensor, weights
         inputs = preprocess(sf.data.to_float(images[:3]))
         maps = network(inputs)
         assert maps.shape == (3, 1, 48, 64)
-        torch.testing.assert_close(maps, plain_map(network, inputs, network.weights), rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(maps, plain_map(network, inputs, network.weights), rtol=1e-4, atol=1e-7)
         each = network.maps(inputs)
         assert each.shape == (3, 4, 48, 64)
         together = (each * torch.tensor(network.weights).view(1, -1, 1, 1)).sum(1, keepdim=True)
-        torch.testing.assert_close(together, maps, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(together, maps, rtol=1e-4, atol=1e-7)
 
 
 def test_the_first_layer_imitates_from_the_image(arguments: dict[str, Any], images: Tensor) -> None:
@@ -127,8 +127,9 @@ def test_the_first_layer_imitates_from_the_image(arguments: dict[str, Any], imag
 def test_other_backbones_have_blocks_too(backbone: str, layers: list[str]) -> None:
     detector = sf.FeatureImitation(backbone, weights=None, layers=layers, scales=[64], image_size=64)
     preprocess, network = detector._build(pretrained=False)
+    x = torch.rand(2, 3, 50, 70, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        student, teacher = network.eval().features(preprocess(torch.rand(2, 3, 50, 70)))  # type: ignore[operator]
+        student, teacher = network.eval().features(preprocess(x))  # type: ignore[operator]
     assert [s.shape for s in student] == [t.shape for t in teacher]
     assert all((s - t).abs().max() > 0 for s, t in zip(student, teacher, strict=True))
 
@@ -213,12 +214,15 @@ def test_fit_trains_every_block_and_keeps_its_own_best_epoch(
         assert torch.equal(tensor, teacher_weights[name]), name
 
 
-def test_a_block_stops_early_by_itself(arguments: dict[str, Any], images: Tensor) -> None:
-    detector = sf.FeatureImitation(**(arguments | {"epochs": 40, "patience": 1, "learning_rate": 0.5}))
+def test_a_block_stops_early_by_itself(
+    arguments: dict[str, Any], images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([1.0, 2.0, *(3.0, 2.0, 1.0, 4.0), *(2.0, 1.0, 3.0), *(5.0, 4.0, 3.0, 2.0, 1.0)])
+    monkeypatch.setattr(BlockImitation, "validate", lambda trainee: next(values))
+    detector = sf.FeatureImitation(**(arguments | {"epochs": 5, "patience": 1}))
     detector.fit(images, show_progress=False)
     lengths = [sum(record.phase == name for record in detector.history_) for name in NAMES]
-    assert len(set(lengths)) > 1
-    assert min(lengths) < 40
+    assert lengths == [2, 4, 3, 5]
 
 
 def test_a_stopped_fit_resumes_where_it_was(
@@ -264,7 +268,7 @@ def test_pruning_removes_parameters_sizes_and_depth(fitted: sf.FeatureImitation,
     with torch.no_grad():
         inputs = PyramidPreprocess([(32, 32)], (48, 64), network.teacher.mean, network.teacher.std)
         x = inputs(sf.data.to_float(images[:2]))
-        torch.testing.assert_close(network(x), plain_map(network, x, [1.0]), rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(network(x), plain_map(network, x, [1.0]), rtol=1e-4, atol=1e-7)
     assert fitted.calibration_["source"].endswith("before the weights changed")
 
 
@@ -286,7 +290,7 @@ def test_pruning_what_has_no_weight_changes_no_map(fitted: sf.FeatureImitation, 
     before, threshold = fitted.maps(images), fitted.threshold_
     fitted.prune()
     assert list(fitted.modules_) == ["layer1@32", "layer2@64x48"]
-    torch.testing.assert_close(fitted.maps(images), before, rtol=1e-6, atol=0)
+    torch.testing.assert_close(fitted.maps(images), before, rtol=1e-5, atol=0)
     assert float(fitted.graph_.threshold) == pytest.approx(threshold)
     fitted.prune(1)
     assert fitted.modules_ == {"layer2@64x48": 1.0}
@@ -372,7 +376,7 @@ def test_the_traced_graph_is_the_graph(
     x = sf.data.to_float(images)
     traced = torch.jit.trace(fitted.graph_, x[:2], strict=False)
     for ours, theirs in zip(traced(x[3:5]), fitted.graph_(x[3:5]), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
     scores = fitted.score(images[3:5])
     torch.testing.assert_close(traced(x[3:5])[0], scores, rtol=1e-4, atol=0)
 

@@ -88,6 +88,7 @@ def test_the_decoder_is_as_large_as_specified() -> None:
 
 @pytest.mark.parametrize("kind", ["residual", "mul"])
 def test_a_gate_weighs_positions_by_the_teacher_and_gives_it_no_gradient(kind: str) -> None:
+    torch.manual_seed(0)
     gate = Gate(8, kind).eval()
     x, teacher = torch.randn(2, 8, 5, 6), torch.randn(2, 8, 5, 6, requires_grad=True)
     with torch.no_grad():
@@ -104,6 +105,7 @@ def test_a_gate_weighs_positions_by_the_teacher_and_gives_it_no_gradient(kind: s
 @pytest.mark.parametrize("kind", ["residual", "mul"])
 def test_a_gate_behind_the_last_level_would_change_nothing(kind: str) -> None:
     """It scales vectors that are then normalised: no gate there is missing."""
+    torch.manual_seed(0)
     gate = Gate(8, kind).double().eval()
     x = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     teacher = torch.randn(2, 8, 5, 6, dtype=torch.float64)
@@ -123,7 +125,7 @@ def test_gates_of_every_level_that_feeds_another() -> None:
 def test_the_gates_see_the_teacher_and_feed_the_next_level() -> None:
     found = network(backbone2="resnet18").eval()
     with torch.no_grad():
-        image = torch.randn(1, 3, *SIZE)
+        image = torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
         stored = found.teachers(image)
         others = [stored[0].flip(-1), *stored[1:3]]
         plain, other = (found.imitator(image, teacher) for teacher in (stored[:3], others))
@@ -168,7 +170,7 @@ def test_map_is_the_plain_one(fitted: sf.ReconstructionSTPM, images: Tensor) -> 
         for ours, theirs in zip(distances[:3], distances[3:], strict=True):
             product = product * F.interpolate(ours + theirs, (12, 16), mode="bilinear")
         expected = F.interpolate(product, SIZE, mode="bilinear")
-        torch.testing.assert_close(found(x), expected, rtol=2e-5, atol=1e-9)
+        torch.testing.assert_close(found(x), expected, rtol=1e-4, atol=1e-9)  # a product of three sums
         maps = torch.cat([F.interpolate(d, SIZE, mode="bilinear") for d in distances], 1)
     by_level = fitted.level_maps(images[:3], batch_size=2)
     assert by_level.shape == (3, 2, 3, *SIZE)

@@ -77,7 +77,7 @@ def test_a_search_repeats_itself_and_knows_its_seed() -> None:
 @pytest.mark.parametrize(("value", "named"), [(0.0, "defective"), (1.0, "normal")])
 def test_a_search_needs_both_kinds_of_pixels(objective: str, value: float, named: str) -> None:
     with pytest.raises(DataError, match=f"needs {named} pixels"):
-        search(torch.rand(1, 2, 8, 8), torch.full((1, 8, 8), value), objective)
+        search(constructed()[0][:1, :2, :8, :8], torch.full((1, 8, 8), value), objective)
 
 
 def test_a_share_of_each_kind_is_drawn_with_the_seed() -> None:
@@ -164,7 +164,7 @@ def test_search_weighs_and_sets_the_thresholds_anew(detector: sf.FeatureImitatio
     assert len(detector.modules_) == 2
     assert detector.threshold_ == calibrated
     assert detector.calibration_["source"] == "held-out images"
-    torch.testing.assert_close(detector.maps(held_out), maps, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(detector.maps(held_out), maps, rtol=1e-4, atol=1e-7)
 
 
 def test_search_images_never_count(detector: sf.FeatureImitation, category: Path, tmp_path: Path) -> None:

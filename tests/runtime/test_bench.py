@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,11 +34,18 @@ def test_contenders_take_turns_after_a_warm_up() -> None:
     assert all(len(timing.samples) == 4 for timing in timings.values())
 
 
-def test_a_slower_peer_has_a_ratio_above_one() -> None:
-    contenders = {"ours": lambda _: time.sleep(0.002), "theirs": lambda _: time.sleep(0.008)}
+def test_a_slower_peer_has_a_ratio_above_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def takes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("stadfast.runtime.bench.time", SimpleNamespace(perf_counter=lambda: now))
+    contenders = {"ours": lambda _: takes(0.25), "theirs": lambda _: takes(1.0)}
     cases = measure(contenders, torch.zeros(2, 4, 4, 3, dtype=torch.uint8), [1, 5], 5, torch.device("cpu"))
     assert [case["batch"] for case in cases] == [1, 5]
-    assert cases[0]["ratios"]["theirs / ours"] > 2
+    assert cases[0]["ratios"]["theirs / ours"] == 4
 
 
 def test_the_command(stpm: sf.Detector, tmp_path: Path) -> None:

@@ -74,9 +74,10 @@ def test_all_kinds_of_images_give_the_same(scorer: Scorer, images: Tensor, tmp_p
         assert found.anomaly_map.shape == (5, 1, 64, 64), name
     one = scorer(array[0])
     assert one.pred_score.shape == (1,)
-    torch.testing.assert_close(one.anomaly_map, wanted.anomaly_map[:1])
+    torch.testing.assert_close(one.anomaly_map, wanted.anomaly_map[:1], rtol=1e-4, atol=1e-5)
     grey = scorer(images[0, 0])
-    torch.testing.assert_close(grey.pred_score, scorer(images[:1, :1].expand(1, 3, -1, -1)).pred_score)
+    expanded = scorer(images[:1, :1].expand(1, 3, -1, -1))
+    torch.testing.assert_close(grey.pred_score, expanded.pred_score, rtol=1e-4, atol=0)
 
 
 def test_images_of_several_sizes_keep_their_order(scorer: Scorer, images: Tensor) -> None:
@@ -135,8 +136,10 @@ def test_eight_threads_give_the_results_of_one(scorer: Scorer, images: Tensor) -
         for i in range(6):
             first = (offset + i) % 5
             found = scorer(images[first : first + 1])
-            if not torch.equal(found.anomaly_map, wanted.anomaly_map[first : first + 1]):
-                difference = (found.anomaly_map - wanted.anomaly_map[first]).abs().max()
+            difference = (found.anomaly_map - wanted.anomaly_map[first]).abs().max()
+            if (
+                difference > 1e-5 * wanted.anomaly_map.max()
+            ):  # a convolution may share its sums out differently
                 failures.append(f"image {first}: {difference}")
 
     singles = [scorer(images[i : i + 1]).anomaly_map for i in range(5)]
