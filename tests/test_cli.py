@@ -92,6 +92,25 @@ def test_wrong_usage_ends_with_2(arguments):
     assert "Error:" in result.stderr
 
 
+def test_help_names_every_method():
+    assert f"--method {'|'.join(sf.methods.METHODS)} " in " ".join(run("fit", "--help").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("fit d -o m --image-size big", "--image-size: expected a number, or HxW"),
+        ("export m -o a.pt --size big", "--size: expected a number, or HxW"),
+        ("fit d -o m --set variant", "--set: expected NAME=VALUE, such as variant=paper"),
+        ("stream m genicam:x.cti --feature Gain", "--feature: expected NAME=VALUE, such as ExposureTime=200"),
+    ],
+)
+def test_errors_name_the_option(arguments, message):
+    result = run(*arguments.split())
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
 def failing(error, **options):
     def command(debug=False):
         raise error

@@ -77,7 +77,7 @@ def _path_source(name: str, width: int | None, format: str | None, watch: str | 
 def _feature(text: str) -> tuple[str, Any]:
     from .fit import parse_setting
 
-    return parse_setting(text)
+    return parse_setting(text, "--feature", "ExposureTime=200")
 
 
 def make_sinks(

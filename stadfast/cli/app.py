@@ -65,8 +65,12 @@ def fit(
         Path, typer.Argument(metavar="DATA", help="Folder of good images, or a category in MVTec's layout.")
     ],
     output: NewModel,
-    method: Annotated[str, typer.Option(help="The kind of detector.")] = "stpm",
-    backbone: Annotated[str | None, typer.Option(help="The network behind it; default the method's.")] = None,
+    method: Annotated[
+        str, typer.Option(metavar="stpm|et-stpm|mkd|rstpm|stereotype|msfi", help="The kind of detector.")
+    ] = "stpm",
+    backbone: Annotated[
+        str | None, typer.Option(help="The network behind it, such as resnet18; default the method's.")
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="The teacher's: .pth or .safetensors; default ImageNet's."),
@@ -77,8 +81,12 @@ def fit(
             metavar="N|HxW", help="Images are resized to this height and width; default the method's."
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default the method's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default the method's.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of training; default the method's.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images of a training step; default the method's.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same detector.")] = 0,
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of the training.")] = "auto",
     device: Device = "auto",
@@ -150,7 +158,7 @@ def score(
     gpus: Gpus = None,
     debug: Debug = False,
 ) -> None:
-    """Score images: one line each with path, score and verdict; or a whole archive to Parquet files (--output)."""
+    """Score images, and say which are defective. A line each, or a whole archive to Parquet files (--output)."""
     from .scale import check_engine
     from .scale import score as run_job
     from .score import score as run
@@ -209,7 +217,7 @@ def evaluate(
     gpus: Gpus = None,
     debug: Debug = False,
 ) -> None:
-    """Measure a detector on labelled test images, or anybody's anomaly maps with --maps and --masks."""
+    """Measure a detector on labelled test images. Or anybody's anomaly maps, with --maps and --masks."""
     from .evaluate import evaluate as run
     from .evaluate import evaluate_maps
     from .scale import check_engine
@@ -270,13 +278,13 @@ def export(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a detector's whole graph as an archive, for Scorer, C++ or other runtimes."""
+    """Write a detector as an archive for deployment. Its whole graph, for Scorer, C++ or other runtimes."""
     from .export import export as run
     from .fit import parse_size
 
     run(
         model, output, format=format, precision=precision, portable=portable, aot=aot, verify=verify,
-        size=size if size == "dynamic" else parse_size(size),
+        size=size if size == "dynamic" else parse_size(size, "--size"),
     )  # fmt: skip
 
 
@@ -302,7 +310,7 @@ def bench(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Measure latency and throughput, alone or beside peers on the same weights, in turn."""
+    """Measure latency and throughput. Alone, or beside peers on the same weights, in turn."""
     from .bench import bench as run
     from .bench import parse_batches
 
@@ -330,7 +338,7 @@ def prune(
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:
-    """Weigh the modules of an msfi detector on a few labelled images, and remove the least useful ones."""
+    """Remove the least useful modules of an msfi detector. They are weighed on a few labelled images."""
     from .prune import prune as run
 
     run(model, data, output, keep=keep, objective=objective, fraction=fraction, seed=seed, device=device)
@@ -342,7 +350,7 @@ def info(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Show what stadfast runs on here, or what a saved detector says of itself."""
+    """Show what stadfast runs on here, or a detector's facts."""
     from .info import info as run
 
     run(model)
@@ -353,7 +361,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images and epochs: half a minute.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Generate a material with defects, learn it, find them, and write the report."""
+    """Learn a generated material and find its defects. Writes the report, heat maps and what a web of it shows."""
     from .demo import demo as run
 
     run(output, quick=quick)

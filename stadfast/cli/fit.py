@@ -56,20 +56,20 @@ def _is_complete(output: Path, checkpoint: Path, resume: bool) -> bool:
     return False
 
 
-def parse_size(text: str) -> int | tuple[int, int]:
+def parse_size(text: str, option: str = "--image-size") -> int | tuple[int, int]:
     """``"256"`` or ``"256x192"`` (height x width)."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(f"--image-size: expected a number, or HxW such as 256x192; got {text!r}")
+        raise UsageError(f"{option}: expected a number, or HxW such as 256x192; got {text!r}")
     sides = [int(part) for part in parts]
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str, option: str = "--set", example: str = "variant=paper") -> tuple[str, Any]:
     """``"name=value"``; the value as JSON (numbers, true, null, lists), else as text."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise UsageError(f"--set: expected NAME=VALUE, such as variant=paper; got {text!r}")
+        raise UsageError(f"{option}: expected NAME=VALUE, such as {example}; got {text!r}")
     try:
         return name, json.loads(value)
     except ValueError:

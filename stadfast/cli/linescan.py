@@ -80,7 +80,7 @@ def stream(
     on_fault: Annotated[
         str, typer.Option(metavar="recover|stop", help="If the source stalls, fails or changes its lines.")
     ] = "recover",
-    stall_after: Annotated[float, typer.Option(help="Seconds without a line.")] = 5.0,
+    stall_after: Annotated[float, typer.Option(help="Seconds without a line that are told.")] = 5.0,
     jsonl: Annotated[Path | None, typer.Option(metavar="FILE", help="Append events and notices.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Append events to a table.")] = None,
     thumbnails: Annotated[
@@ -98,7 +98,7 @@ def stream(
     ] = "event",
     debug: Debug = False,
 ) -> None:
-    """Inspect the lines of a web as they come: one line of output per defect."""
+    """Inspect the lines of a web as they come. One line of output per defect."""
     inspect_as(locals())
 
 
@@ -157,7 +157,7 @@ def watch(
     ] = True,
     **options: Any,
 ) -> None:
-    """Inspect as stream does, and show the strip, its map, defects and rates on a web page."""
+    """Inspect as stream does, and show it on a web page. The strip, its map, defects and rates."""
     from .watch import watch as run
 
     run(
