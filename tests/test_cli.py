@@ -383,7 +383,7 @@ def test_ctrl_c_says_how_to_go_on(category, tmp_path):
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     try:
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -238,10 +238,12 @@ class Stalls(Script):
     def __init__(self, lines):
         super().__init__(lines[:50])
         self.rest, self.go = lines[50:], threading.Event()
+        self.delivered = threading.Event()  # what it delivers at first is in the ring
 
     def read(self, timeout):
         if self._steps:
             return super().read(timeout)
+        self.delivered.set()
         if not self.go.wait(timeout):
             return Block(np.empty((0, 0, 0), np.uint8))
         rest, self.rest = self.rest, None
@@ -275,7 +277,7 @@ def test_stop_closes_every_event():
     source = Stalls(web(100, 16, [(40, 60, 2, 5)]))
     recorder = Recorder()
     inspector = Inspector(Brightness, source, [recorder], threshold=0.5, rows_per_push=10)
-    threading.Timer(0.2, inspector.stop).start()
+    threading.Thread(target=lambda: source.delivered.wait(60) and inspector.stop()).start()
     inspector.run()
     assert recorder.boxes == [((40, 50), (2, 5))]
     assert inspector.status.lines == 50

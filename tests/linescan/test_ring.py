@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 POLICIES = ("block", "drop_oldest", "drop_newest")
 SOON = 0.02  # seconds
 LONG = 30.0
+AT_WORK = 0.5  # until another thread is surely at it, on a busy machine, too
 
 
 def make_lines(
@@ -304,13 +305,13 @@ def test_views_that_hold_too_much(policy: str) -> None:
 def test_one_thread_on_each_side() -> None:
     ring = RowRing(10, 4)
     with running(ring.take, 2, LONG):
-        time.sleep(SOON)
+        time.sleep(AT_WORK)
         with pytest.raises(RingError, match="another thread is taking"):
             ring.take(1)
         ring.push(make_lines(0, 2))
     ring.push(make_lines(2, 4))
     with running(ring.push, make_lines(6, 2)):
-        time.sleep(SOON)
+        time.sleep(AT_WORK)
         with pytest.raises(RingError, match="another thread is pushing"):
             ring.push(make_lines(0, 1))
         ring.take(2)
@@ -320,11 +321,15 @@ def test_one_thread_on_each_side() -> None:
 def test_signals_end_waiting(side: str) -> None:
     ring = RowRing(10, 4)
     wait = {"take": lambda: ring.take(1), "push": lambda: ring.push(make_lines(0, 5))}[side]
+
+    def wait_and_be_interrupted() -> None:  # on a busy machine perhaps before the wait
+        threading.Timer(SOON, os.kill, [os.getpid(), signal.SIGINT]).start()
+        wait()
+
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
-        threading.Timer(SOON, os.kill, [os.getpid(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
-            wait()
+            wait_and_be_interrupted()
     finally:
         signal.signal(signal.SIGINT, before)
     counts = ring.counts()

@@ -295,8 +295,10 @@ for kill in range(6):
         Inspector(webs.Brightness, ArraySource(lines, repeat=None), sinks, threshold=0.5).run()
         os._exit(1)
     os.close(tell)
-    heard = os.read(told, 1)  # it is at work
-    time.sleep(moments.uniform(0, 0.15))
+    heard, wanted = b"", moments.randint(1, 60)
+    while heard.count(b"\\n") < wanted:
+        heard += os.read(told, 1 << 16)
+    time.sleep(moments.uniform(0, 0.01))
     os.kill(child, signal.SIGKILL)
     while part := os.read(told, 1 << 16):
         heard += part

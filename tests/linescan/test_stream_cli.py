@@ -141,7 +141,7 @@ def test_a_signal_closes_every_event(model, threshold, tmp_path, number):
                 time.sleep(0.05)
             time.sleep(0.5)
             child.send_signal(number)
-            errors = child.communicate(timeout=60)[1]
+            errors = child.communicate(timeout=120)[1]
     finally:
         child.kill()
     assert child.returncode == 128 + number, errors
