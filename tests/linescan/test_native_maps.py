@@ -32,8 +32,8 @@ def test_large_images_in_memory_bounded_by_the_width() -> None:
     """
     height, width = 8000, 2000
     generator = torch.Generator().manual_seed(0)
-    part = torch.randint(0, 256, (1, 3, 1000, width), dtype=torch.uint8, generator=generator)
-    image = part.repeat(1, 1, height // 1000, 1)
+    rows = torch.randint(0, 256, (1, 3, 1000, width), dtype=torch.uint8, generator=generator)
+    image = rows.repeat(1, 1, height // 1000, 1)
     native_maps(detector("stem"), image[:, :, :1500])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     maps = native_maps(detector("stem"), image)
