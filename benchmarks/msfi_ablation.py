@@ -10,14 +10,13 @@ Results go to ``results/msfi_ablation_NAME.json``.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
+from ablations import HEADER, kept, parse, row
 from common import print_table, write_result
 
 import stadfast as sf
@@ -29,7 +28,7 @@ _CALLS = 20
 
 
 def main() -> None:
-    options = parse()
+    options = parse("Sizes, weights and pruning of a trained msfi detector.", "msfi_ablation")
     whole = sf.load(options.model, device="cpu")
     assert isinstance(whole, sf.FeatureImitation)
     test = sf.MVTecLayout(options.data).test
@@ -49,18 +48,20 @@ def main() -> None:
             cases.append(run(f"{keep} modules by {objective}", deepcopy(weighed).prune(keep), rest))
     parameters = {"search_images": len(drawn), "test_images": len(rest)}
     path = write_result(f"msfi_ablation_{options.name}", cases, parameters)
-    print_table(["", "image AUROC", "pixel AUROC", "AUPRO@0.3", "parameters", "ms"], [row(c) for c in cases])
+    print_table(
+        [*HEADER, "parameters", "ms"],
+        [[*row(c), str(c["parameters"]), f"{c['graph_ms']:.0f}"] for c in cases],
+    )
     print(path)
 
 
 def run(name: str, detector: sf.FeatureImitation, samples: list[Any]) -> dict[str, Any]:
     """The figures of one form of the detector, its size, and the time of an image."""
     figures, _ = evaluate_detector(detector, samples)
-    keys = ("image", "pixel", "aupro", "per_type", "n")
     return {
         "case": name,
         "modules": {module: round(weight, 4) for module, weight in detector.modules_.items()},
-        "figures": {key: figures[key] for key in keys},
+        "figures": kept(figures),
         "parameters": sum(p.numel() for p in detector.graph_.parameters()),
         "graph_ms": round(1e3 * seconds_per_image(detector), 2),
     }
@@ -76,20 +77,6 @@ def seconds_per_image(detector: sf.FeatureImitation) -> float:
         detector.graph_(image)
         samples.append(time.perf_counter() - start)
     return statistics.median(samples)
-
-
-def row(case: dict[str, Any]) -> list[str]:
-    figures = case["figures"]
-    values = (figures["image"]["auroc"], figures["pixel"]["auroc"], figures["aupro"]["0.3"])
-    return [case["case"], *(f"{v:.4f}" for v in values), str(case["parameters"]), f"{case['graph_ms']:.0f}"]
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Sizes, weights and pruning of a trained msfi detector.")
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path, help="a category in MVTec's layout")
-    parser.add_argument("--name", required=True, help="of the result: results/msfi_ablation_NAME.json")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -15,17 +15,17 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import print_table, write_result
+from losses import losses_of, smooth
 from torch import nn
 
 import stadfast as sf
 from stadfast.data import list_images
-from stadfast.methods import distributed, training
+from stadfast.methods import distributed
 
 STEPS = 50
 SHOWN = (1, 2, 5, 10, 20, 30, 40, 50)
@@ -37,10 +37,6 @@ METHODS: dict[str, tuple[type[sf.Detector], dict[str, Any]]] = {
 }
 # processes, threads of each, whether a weight is moved
 RUNS = {"two threads": (1, 2, False), "two processes": (2, 1, False), "one weight moved": (1, 1, True)}
-
-
-class EnoughError(Exception):
-    """Ends a training after its 50 steps."""
 
 
 def main() -> None:
@@ -96,24 +92,14 @@ def losses(work: Path, method: str, processes: int, threads: int, moved: bool) -
 
 def write_losses(options: argparse.Namespace) -> None:
     """The part of one process of one run: the losses of the first training of its method."""
-    found: list[float] = []
-    step, start = training._step, training._starting_state
 
-    def recorded(trainee: training.Trainee, indices: torch.Tensor) -> float:
-        found.append(step(trainee, indices))
-        if len(found) == STEPS:
-            raise EnoughError
-        return found[-1]
-
-    def changed(trainee: training.Trainee, options_of_phase: training.TrainingOptions) -> Any:
+    def changed(module: nn.Module) -> None:
         if options.methods == "smooth":
-            smooth(trainee.module)
+            smooth(module)
         if options.move:
-            weight = next(trainee.module.parameters()).data
+            weight = next(module.parameters()).data
             weight[0, 0, 0, 0] = weight[0, 0, 0, 0].nextafter(torch.tensor(torch.inf))
-        return start(trainee, options_of_phase)
 
-    training._step, training._starting_state = recorded, changed
     make, arguments = METHODS[options.methods]
     if options.methods == "msfi":
         size = options.size
@@ -124,21 +110,9 @@ def write_losses(options: argparse.Namespace) -> None:
     )  # fmt: skip
     images = list_images(options.images)[: 5 * options.batch_size]
     with distributed.joined("cpu"):
-        with suppress(EnoughError):
-            detector.fit(images, show_progress=False)
+        found = losses_of(lambda: detector.fit(images, show_progress=False), changed, STEPS)
         if distributed.is_main():
             options.losses.write_text(json.dumps(found))
-
-
-def smooth(module: nn.Module) -> None:
-    """Replace what switches."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.ReLU):
-            setattr(module, name, nn.Softplus(beta=5))
-        elif isinstance(child, nn.MaxPool2d):
-            setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
-        else:
-            smooth(child)
 
 
 def parse() -> argparse.Namespace:

@@ -9,11 +9,10 @@ as in the detector, here after the upsampling. Results go to ``results/rstpm_abl
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
+from ablations import HEADER, kept, parse, row
 from common import print_table, write_result
 from torch import Tensor
 
@@ -24,16 +23,16 @@ STUDENTS, LEVELS = ("imitator", "decoder"), ("level 1", "level 2", "level 3")
 
 
 def main() -> None:
-    options = parse()
+    options = parse("Students and levels of a trained rstpm detector.", "rstpm_ablation")
     detector = sf.load(options.model, device="cpu")
     assert isinstance(detector, sf.ReconstructionSTPM)
     figures, records = evaluate_detector(detector, sf.MVTecLayout(options.data).test)
     chunks = torch.arange(len(records)).split(16)
     maps = torch.cat([detector.level_maps([records[i].image for i in chunk]) for chunk in chunks])
-    cases = [case("detector", figures)]
+    cases = [{"case": "detector", "figures": kept(figures)}]
     for name, chosen in parts(maps).items():
-        cases.append(case(name, evaluated(chosen, records)))
-    print_table(["", "image AUROC", "pixel AUROC", "AUPRO@0.3"], [row(c) for c in cases])
+        cases.append({"case": name, "figures": kept(evaluated(chosen, records))})
+    print_table(HEADER, [row(c) for c in cases])
     print(write_result(f"rstpm_ablation_{options.name}", cases, {"test_images": len(records)}))
 
 
@@ -50,25 +49,6 @@ def evaluated(maps: Tensor, records: list[Any]) -> dict[str, Any]:
         list(maps), [record.mask for record in records], labels=[record.label for record in records],
         types=[record.defect for record in records],
     )  # fmt: skip
-
-
-def case(name: str, figures: dict[str, Any]) -> dict[str, Any]:
-    keys = ("image", "pixel", "aupro", "per_type", "n")
-    return {"case": name, "figures": {key: figures[key] for key in keys}}
-
-
-def row(found: dict[str, Any]) -> list[str]:
-    figures = found["figures"]
-    values = (figures["image"]["auroc"], figures["pixel"]["auroc"], figures["aupro"]["0.3"])
-    return [found["case"], *(f"{v:.4f}" for v in values)]
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Students and levels of a trained rstpm detector.")
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path, help="a category in MVTec's layout")
-    parser.add_argument("--name", required=True, help="of the result: results/rstpm_ablation_NAME.json")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 
+@functools.cache  # asked at every layer of every push of rows
 def onednn_takes(dtype: torch.dtype) -> bool:
     """Whether oneDNN's convolutions take ``dtype`` on this CPU: half types need AVX-512 or AVX-NE-CONVERT.
 

@@ -21,6 +21,9 @@ from stadfast.backbones import create_backbone
 from stadfast.methods import distributed, training
 from stadfast.methods.hardware import Precision
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from losses import losses_of, smooth  # type: ignore[import-not-found]
+
 
 def images() -> Tensor:
     """(8, 3, 40, 40) uint8: batches of 3, 3 and 2, which two processes share unequally."""
@@ -103,43 +106,9 @@ def run(folder: Path) -> dict[str, Any]:
     trained(Toy(), 2, checkpoint=checkpoint)
     found["toy resumed"] = trained(Toy(), 4, checkpoint=checkpoint, resume=True)
     for name, detector in detectors().items():
-        losses = losses_of(detector)
+        losses = losses_of(fit_of(detector))
         found[name] = [*losses, detector.threshold_]
     return found
-
-
-def losses_of(
-    detector: sf.Detector, change: Callable[[nn.Module], None] = lambda module: None
-) -> list[float]:
-    """The loss of every step of a fit, before which the module that is trained may be changed."""
-    steps: list[float] = []
-    step, start = training._step, training._starting_state
-
-    def recorded(trainee: training.Trainee, indices: Tensor) -> float:
-        steps.append(step(trainee, indices))
-        return steps[-1]
-
-    def changed(trainee: training.Trainee, options: training.TrainingOptions) -> training.TrainingState:
-        change(trainee.module)
-        return start(trainee, options)
-
-    training._step, training._starting_state = recorded, changed
-    try:
-        detector.fit(images(), show_progress=False)
-    finally:
-        training._step, training._starting_state = step, start
-    return steps
-
-
-def smooth(module: nn.Module) -> None:
-    """Softplus for ReLU, averages for maxima: nothing that a rounding could throw."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.ReLU):
-            setattr(module, name, nn.Softplus(beta=5))
-        elif isinstance(child, nn.MaxPool2d):
-            setattr(module, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
-        else:
-            smooth(child)
 
 
 @double_precision()
@@ -149,6 +118,15 @@ def taken_over(checkpoint: Path) -> tuple[list[int], list[float]]:
     resume: dict[str, Any] = {"checkpoint": checkpoint, "resume": True}
     values = trained(Toy(), 4, callbacks=[lambda record: epochs.append(record.epoch)], **resume)
     return epochs, values
+
+
+def fit_of(detector: sf.Detector) -> Callable[[], Any]:
+    return lambda: detector.fit(images(), show_progress=False)
+
+
+def smooth_losses() -> list[float]:
+    """In float32, of a student that has nothing a rounding could throw."""
+    return losses_of(fit_of(detectors()["stpm"]), smooth)
 
 
 def refusals() -> dict[str, str]:
@@ -167,7 +145,7 @@ def main() -> None:
     with distributed.joined("cpu"):
         output = Path(sys.argv[1])
         found = run(output.parent) | {"processes": distributed.size(), "refused": refusals()}
-        found["float32"] = losses_of(detectors()["stpm"], smooth)
+        found["float32"] = smooth_losses()
         found["of one process"] = taken_over(output.with_name("alone.checkpoint"))
         if distributed.is_main():
             output.write_text(json.dumps(found))

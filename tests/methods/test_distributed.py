@@ -46,7 +46,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert refused["batch_size"] == "batch_size: expected at least 2, the number of processes, got 1"
 
     one = distributed_fit.run(tmp_path)
-    in_float32 = distributed_fit.losses_of(distributed_fit.detectors()["stpm"], distributed_fit.smooth)
+    in_float32 = distributed_fit.smooth_losses()
     assert two.pop("of one process") == [[3, 4], pytest.approx(one["toy"], rel=1e-9)]
     assert two.pop("float32") == pytest.approx(in_float32, rel=1e-4)  # 51 steps
     assert len(one["stpm"]) == 51 + 1  # steps, and the threshold
