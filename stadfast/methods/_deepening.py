@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +14,12 @@ from torch import Tensor, nn
 from .. import ops
 from ._descriptors import DESCRIPTOR, PatchNetwork, pad_images
 from ._patches import Patches
-from ._tree import DescriptorTree
+from ._tree import DescriptorTree, whitening
 from .features import FeatureStore
-from .hardware import Precision
 
 COMPACTNESS = ("pairs", "abs", "dims", "literal")
-_POSITIONS = 8  # of an image's rows and columns that one step of training looks at
-_ADAPTED = 16  # images that a network is adapted to before its training
 _TINY, _SMALLEST = 1e-6, 1e-12  # deviations below count as so much: of the largest, and at all
+_RIDGE = 1e-2  # of the mean variance of errors, added to all of them
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class Recipe:
         compact_doctor, compact_students: who is trained with it.
         compact_batch: descriptors that are compared with each other.
         over_channels: the error is a mean over the 512 channels, too.
-        learning_rate, weight_decay: of Adam.
+        learning_rate, weight_decay: of Adam; the rate falls to 0 along half a cosine.
         seed: of what is drawn at each step.
+        window: positions of an image's rows and columns that one step of the students looks at.
+        by_component: a teacher's components have deviation 1 each, not only all of them together.
     """
 
     mu: float
@@ -45,6 +47,8 @@ class Recipe:
     learning_rate: float
     weight_decay: float
     seed: int
+    window: int
+    by_component: bool
 
     def adam(self, module: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
@@ -52,6 +56,11 @@ class Recipe:
     def generator(self, steps: Tensor) -> torch.Generator:
         """What is drawn depends on the seed and the step alone, so that a resumed run is the uninterrupted one."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + int(steps))
+
+    def slow_down(self, optimizer: torch.optim.Optimizer, done: Tensor, steps: int) -> None:
+        """Set the learning rate after ``done`` of so many steps."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, int(done) / steps)))
 
     def compact(self, descriptors: Tensor, generator: torch.Generator) -> Tensor:
         """The compactness loss of some of the descriptors (n, 512), with its weight in eq. 6."""
@@ -106,12 +115,12 @@ class DoctorTraining:
 
     def __init__(
         self, doctor: PatchNetwork, patches: Patches, held_out: Patches | None, recipe: Recipe,
-        class_weight: float, batch_size: int,
+        class_weight: float, batch_size: int, steps: int,
     ) -> None:  # fmt: skip
         self._patches, self._held_out, self._recipe = patches, held_out, recipe
-        self._class_weight, self._batch_size = class_weight, batch_size
+        self._class_weight, self._batch_size, self._steps = class_weight, batch_size, steps
         generator = torch.Generator().manual_seed(recipe.seed)
-        doctor.adapt(patches.draw(_first(patches), torch.Generator().manual_seed(recipe.seed))[0].float())
+        doctor.learn()
         self._learning = _Stepped({
             "doctor": doctor,
             "decoder": _linear(patches.channels, generator),
@@ -125,6 +134,7 @@ class DoctorTraining:
 
     def loss(self, indices: Tensor) -> Tensor:
         generator = self._recipe.generator(self._learning.steps)
+        self._recipe.slow_down(self.optimizer, self._learning.steps, self._steps)
         self._learning.steps += 1
         error, classes, descriptors = self._errors(self._patches, indices, generator)
         loss = self._recipe.mu * (error + self._class_weight * classes)
@@ -170,15 +180,14 @@ class LevelTraining:
 
     def __init__(
         self, tree: DescriptorTree, level: int, images: FeatureStore, held_out: FeatureStore | None,
-        recipe: Recipe, precision: Precision, batch_size: int,
+        recipe: Recipe, batch_size: int, steps: int,
     ) -> None:  # fmt: skip
         self._tree, self._images, self._held_out = tree, images, held_out
-        self._recipe, self._precision, self._batch_size = recipe, precision, batch_size
+        self._recipe, self._batch_size, self._steps = recipe, batch_size, steps
         self._children = tree.family.levels[level]
         self._parents = sorted({tree.family.parents[child - 1] for child in self._children})
-        seen = positions_of(tree, images.batch(_first(images))[0].float())
         for child in self._children:
-            tree.networks[child].adapt(seen)  # type: ignore[operator]
+            tree.networks[child].learn()  # type: ignore[operator]
         self._learning = _Stepped({str(i): tree.networks[i] for i in self._children}).to(tree.mean.device)
         self.module: nn.Module = self._learning
         self.optimizer = recipe.adam(self.module)
@@ -188,9 +197,9 @@ class LevelTraining:
 
     def loss(self, indices: Tensor) -> Tensor:
         generator = self._recipe.generator(self._learning.steps)
+        self._recipe.slow_down(self.optimizer, self._learning.steps, self._steps)
         self._learning.steps += 1
-        images = self._crop(positions_of(self._tree, self._images.batch(indices)[0]), generator)
-        error, learnt = self._errors(images)
+        error, learnt = self._errors(*self._crop(*self._images.batch(indices), generator))
         loss = self._recipe.mu * error
         if self._recipe.compact_students and self._recipe.mu < 1:
             rows = [x.permute(0, 2, 3, 1).flatten(0, 2) for x in learnt]
@@ -198,22 +207,26 @@ class LevelTraining:
         return loss
 
     def validate(self) -> float | None:
-        """The regression error on the held-out images, summed over the children; the same windows in every epoch."""
+        """The regression error on the held-out images, summed over the children."""
         if self._held_out is None or len(self._held_out) == 0:
             return None
         total = 0.0
-        for step, indices in enumerate(torch.arange(len(self._held_out)).split(self._batch_size)):
-            images = positions_of(self._tree, self._held_out.batch(indices)[0])
-            window = self._crop(images, torch.Generator().manual_seed(step))
-            total += self._errors(window)[0].item() * len(indices)
+        for indices in torch.arange(len(self._held_out)).split(self._batch_size):
+            images, features = self._held_out.batch(indices)
+            total += self._errors(positions_of(self._tree, images), features)[0].item() * len(indices)
         return total / len(self._held_out)
 
-    def _errors(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(sum of the children's mean squared errors, their descriptors)."""
-        tree, stride = self._tree, self._tree.architecture.stride
-        with autocast(images, self._precision):
+    def settle(self) -> None:
+        """After the training."""
+        for child in self._children:
+            self._tree.networks[child].settle()  # type: ignore[operator]
+
+    def _errors(self, images: Tensor, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """(sum of the children's mean squared errors, their descriptors) of images with their borders."""
+        tree, stride = self._tree, self._tree.training_stride
+        with autocast(images):
             with torch.no_grad():
-                said = {i: tree.networks[i](images, stride) for i in self._parents}
+                said = {i: said_by(tree, i, images, features) for i in self._parents}
             learnt = [tree.networks[i](images, stride) for i in self._children]
         known = [tree.standardised(i, x.float()).to(x.dtype) for i, x in said.items()]
         edges = [
@@ -221,36 +234,48 @@ class LevelTraining:
             for k, child in enumerate(self._children)
         ]
         error = ops.peer_distance([*known, *learnt], edges, squared=True).mean()
-        return error / DESCRIPTOR if self._recipe.over_channels else error, learnt
+        return error / tree.channels if self._recipe.over_channels else error, learnt
 
-    def _crop(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A window of at most _POSITIONS x _POSITIONS positions at any pixel, so that all offsets are seen."""
+    def _crop(
+        self, images: Tensor, features: list[Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A window of at most ``recipe.window`` positions a side.
+
+        At any pixel, so that all offsets are seen; where the doctor's descriptors are stored, at their positions.
+        """
+        images = positions_of(self._tree, images)
         if self._tree.one_patch:
-            return images
-        field, stride = self._tree.architecture.field, self._tree.architecture.stride
-        window = field + (_POSITIONS - 1) * stride
-        slices = []
-        for side in images.shape[-2:]:
-            length = min(window, side - stride + 1)
-            first = int(torch.randint(side - length + 1, (1,), generator=generator))
-            slices.append(slice(first, first + length))
-        return images[..., slices[0], slices[1]]
+            return images, features
+        field, stride = self._tree.architecture.field, self._tree.training_stride
+        for dim in (2, 3):
+            positions = (images.shape[dim] - field) // stride + 1
+            count = min(self._recipe.window, positions if features else positions - 1)
+            grid = stride if features else 1
+            last = (images.shape[dim] - field - (count - 1) * stride) // grid
+            first = int(torch.randint(last + 1, (1,), generator=generator)) * grid
+            images = images.narrow(dim, first, field + (count - 1) * stride)
+            features = [x.narrow(dim, first // stride, count) for x in features]
+        return images, features
 
 
-def _first(images: Sized) -> Tensor:
-    """Indices of the images that networks are adapted to."""
-    return torch.arange(min(_ADAPTED, len(images)))
-
-
-def autocast(images: Tensor, precision: Precision) -> torch.autocast:
-    return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision.name == "bf16")
+def autocast(images: Tensor) -> torch.autocast:
+    """In the precision in which the images are stored."""
+    return torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=images.dtype == torch.bfloat16)
 
 
 def positions_of(tree: DescriptorTree, images: Tensor) -> Tensor:
     """The images with the borders that their patches need."""
     if tree.one_patch:
         return images
-    return pad_images(images, tree.architecture.field, tree.architecture.stride)
+    return pad_images(images, tree.architecture.field, tree.training_stride)
+
+
+def said_by(tree: DescriptorTree, number: int, images: Tensor, features: list[Tensor]) -> Tensor:
+    """A network's descriptors of images with their borders; a pretrained doctor's are the stored ``features``."""
+    if number == 0 and features:
+        return features[0]
+    with autocast(images):
+        return tree.networks[number](images, tree.training_stride)  # type: ignore[no-any-return]
 
 
 def _moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -265,22 +290,68 @@ def _moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, (squares / count - mean.square()).clamp_min(0).sqrt()
 
 
-def _batches(images: FeatureStore, batch_size: int) -> Iterator[Tensor]:
+def _batches(
+    tree: DescriptorTree, images: FeatureStore, batch_size: int
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Images with the borders that their patches need, and what is stored of them."""
     for indices in torch.arange(len(images)).split(batch_size):
-        yield images.batch(indices)[0].float()
+        found, features = images.batch(indices)
+        yield positions_of(tree, found), features
 
 
 @torch.no_grad()
-def standardise_level(tree: DescriptorTree, level: int, images: FeatureStore, batch_size: int) -> None:
-    """Set the teachers' mean and deviation of each component over the training images (section 3.3)."""
-    stride = tree.architecture.stride
+def standardise_level(
+    tree: DescriptorTree, level: int, images: FeatureStore, batch_size: int, by_component: bool
+) -> None:
+    """Set the mean of each component of the teachers over the training images, and the deviation (section 3.3)."""
     for teacher in tree.family.levels[level]:
-        network = tree.networks[teacher]
         mean, deviation = _moments(
-            network(positions_of(tree, batch), stride) for batch in _batches(images, batch_size)
+            said_by(tree, teacher, *batch).float() for batch in _batches(tree, images, batch_size)
         )
+        if not by_component:
+            deviation = deviation.square().mean().sqrt().expand_as(deviation)
         tree.mean[teacher].copy_(mean)
         tree.std[teacher].copy_(deviation.clamp_min(_TINY * float(deviation.max()) + _SMALLEST))
+
+
+@torch.no_grad()
+def whiten_level(tree: DescriptorTree, level: int, images: FeatureStore, batch_size: int) -> None:
+    """Set the whitenings of a level of children (1, 2 ...): its distances become Mahalanobis distances.
+
+    ``W^T W = (M + 0.01 tr(M) / c I)^-1`` with the second moments M, over all positions of good images, of what the
+    level's children get wrong, and another such of the differences of peers: a component that students cannot learn
+    counts little, one that they always get right much. ``images``: not those of the training, if there are others.
+    """
+    members = tree.family.levels[level]
+    edges = [(tree.family.parents[child - 1], child) for child in members]
+    errors, differences = _Moments(tree.channels), _Moments(tree.channels)
+    for batch in _batches(tree, images, batch_size):
+        said = {i: said_by(tree, i, *batch).float() for i in members}
+        known = {i: tree.standardised(i, said_by(tree, i, *batch).float()) for i in {p for p, _ in edges}}
+        for parent, child in edges:
+            errors.add(known[parent] - said[child])
+        for one, other in itertools.combinations(members, 2):
+            differences.add(said[one] - said[other])
+    tree.whitening[whitening(level, peers=False)].copy_(errors.whitening())
+    if len(members) > 1:
+        tree.whitening[whitening(level, peers=True)].copy_(differences.whitening())
+
+
+class _Moments:
+    """Second moments of the channels of maps (B, C, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        self._sums, self._count = torch.zeros(channels, channels, dtype=torch.float64), 0
+
+    def add(self, maps: Tensor) -> None:
+        rows = maps.transpose(0, 1).flatten(1)
+        self._sums += (rows @ rows.T).double().cpu()
+        self._count += rows.shape[1]
+
+    def whitening(self) -> Tensor:
+        values, vectors = torch.linalg.eigh(self._sums / self._count)
+        values = values.clamp_min(0)
+        return (values + _RIDGE * values.mean() + _SMALLEST).rsqrt()[:, None] * vectors.T
 
 
 @torch.no_grad()
@@ -289,5 +360,6 @@ def scale_terms(tree: DescriptorTree, images: FeatureStore, batch_size: int) -> 
 
     This is the z-score of Uninformed Students but for its shift, which changes no order, and would make maps negative.
     """
-    _, deviation = _moments(tree.raw_terms(batch) for batch in _batches(images, batch_size))
+    batches = torch.arange(len(images)).split(batch_size)
+    _, deviation = _moments(tree.raw_terms(images.batch(indices)[0].float()) for indices in batches)
     tree.term_scale.copy_(deviation.clamp_min(_SMALLEST))

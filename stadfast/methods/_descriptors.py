@@ -1,4 +1,4 @@
-"""Patch networks: 512 numbers that describe the surroundings of a pixel, for every pixel at the cost of a few."""
+"""Patch networks: a descriptor of the surroundings of a pixel, for every pixel at the cost of a few."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 
-DESCRIPTOR = 512  # channels
+DESCRIPTOR = 512  # channels, of the paper
 _SLOPE = 5e-3  # of the LeakyReLU after every convolution
-_SMALLEST = 1e-4  # deviations below count as so much
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,10 @@ class PatchNetwork(nn.Module):
     Args:
         architecture: see :class:`Architecture`.
         seed: of the weights (He et al. 2015, normal, fan-in), which depend on nothing else.
+        outputs: channels of the descriptor.
     """
 
-    def __init__(self, architecture: Architecture, seed: int) -> None:
+    def __init__(self, architecture: Architecture, seed: int, outputs: int = DESCRIPTOR) -> None:
         super().__init__()
         self.architecture = architecture
         sizes = [layer for layer in architecture.layers if layer]
@@ -101,7 +101,8 @@ class PatchNetwork(nn.Module):
             for before, (channels, kernel) in zip(inputs, sizes, strict=False)
         )
         self.scalar = nn.Conv2d(inputs[-1], 1, 1) if architecture.scalar else nn.Identity()
-        self.head = nn.Conv2d(architecture.code, DESCRIPTOR, 1)
+        self.head = nn.Conv2d(architecture.code, outputs, 1)
+        self.norms = nn.ModuleList()  # one a convolution, between learn() and settle()
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -124,12 +125,14 @@ class PatchNetwork(nn.Module):
             (B, k, (H - field) // stride + 1, (W - field) // stride + 1).
         """
         x, step, spread = images, 1, 1
-        convs = iter(self.convs)
+        convs, norms = iter(self.convs), iter(self.norms)
         layers = self.architecture.layers
         for layer, following in zip(layers, (*layers[1:], (0, 0)), strict=True):
             if layer is not None:
                 conv: nn.Conv2d = next(convs)  # type: ignore[assignment]
                 x = F.conv2d(x, conv.weight, conv.bias, dilation=spread)
+                if self.norms:
+                    x = next(norms)(x)
             elif step < stride:
                 x, step = F.max_pool2d(x, 2), step * 2
             else:
@@ -138,34 +141,33 @@ class PatchNetwork(nn.Module):
                 x = F.leaky_relu(x, _SLOPE, inplace=True)
         return self.scalar(x)
 
-    @torch.no_grad()
-    def adapt(self, images: Tensor) -> None:
-        """Scale and shift every convolution so that on ``images`` its channels have deviation 1 and mean 0.
-
-        So that none begins on the flat side of its LeakyReLU for all of them: with as few channels as the last layers
-        have, such a network stands still for thousands of steps. (Kraehenbuehl et al. 2016, data-dependent
-        initializations; without their passes backwards.) The last layer's mean becomes 0.5, since its channels are
-        all that the descriptor has.
+    def learn(self) -> None:
+        """Put a batch norm behind every convolution, for training: with the few channels of the last layers, a network
+        without any stands still for thousands of steps where all of them begin on the flat side of the LeakyReLU.
         """
-        x = images
-        convs = [*self.convs, *([self.scalar] if self.architecture.scalar else [])]
-        layers = [*self.architecture.layers, *([(1, 1)] if self.architecture.scalar else [])]
-        for layer in layers:
-            if layer is None:
-                x = F.max_pool2d(x, 2)
-                continue
-            conv: nn.Conv2d = convs.pop(0)  # type: ignore[assignment]
-            x = conv(x)
-            mean, deviation = x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(_SMALLEST)
-            conv.weight.div_(deviation.view(-1, 1, 1, 1))
-            conv.bias.sub_(mean).div_(deviation)  # type: ignore[union-attr]
-            shift = 0.0 if convs else 0.5
-            conv.bias.add_(shift)  # type: ignore[union-attr]
-            x = F.leaky_relu((x - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1) + shift, _SLOPE)
+        self.norms = nn.ModuleList(_BatchNorm(conv.out_channels) for conv in self.convs)  # type: ignore[arg-type]
+        self.norms.to(self.head.weight.device)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take the batch norms, with the mean and variance that they have seen, into the convolutions."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            fused = nn.utils.fuse_conv_bn_eval(conv.eval(), norm.eval())  # type: ignore[type-var,arg-type]
+            conv.load_state_dict(fused.state_dict())
+        self.norms = nn.ModuleList()
 
     def forward(self, images: Tensor, stride: int) -> Tensor:
-        """Descriptors (B, 512, h, w), see :meth:`codes`."""
+        """Descriptors (B, C, h, w), see :meth:`codes`."""
         return self.head(self.codes(images, stride))
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """A batch of a single value has no variance; it is normalised with those seen so far."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 def padding(side: int, field: int, stride: int) -> tuple[int, int, int]:

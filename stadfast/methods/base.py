@@ -67,6 +67,7 @@ class Detector:
     data_parallel: ClassVar[bool] = True  # whether the mean of the images' losses is the batch's loss
     native_scale_ = False
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights",)  # a bundle names their files, not their folders
+    _counts: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")  # arguments that are whole numbers from 1
 
     def __init__(
         self,
@@ -458,9 +459,10 @@ class Detector:
             )
 
     def _check_arguments(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UsageError(f"{name}: expected a whole number from 1, got {getattr(self, name)!r}")
+        for name in self._counts:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UsageError(f"{name}: expected a whole number from 1, got {value!r}")
         if self.patience is not None and self.patience < 1:
             raise UsageError(f"patience: expected a whole number from 1, got {self.patience!r}")
         if not 0 <= self._held_out_fraction() < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..backbones import FeaturePyramid
 from ..data import list_images
 from ..errors import DataError, UsageError
 from ._deepening import (
@@ -19,8 +21,10 @@ from ._deepening import (
     Recipe,
     scale_terms,
     standardise_level,
+    whiten_level,
 )
 from ._descriptors import Architecture, choose_architecture
+from ._doctor import PretrainedDoctor
 from ._patches import Patches
 from ._tree import TERMS, DescriptorTree, Family
 from .base import Detector
@@ -30,7 +34,13 @@ from .hardware import Precision
 from .sources import Images, images_of, read_resized
 from .training import EpochRecord, TrainingOptions, train
 
+_DOCTORS = ("pretrained", "distilled")
+_STANDARDS = ("whole", "components")
+_DISTANCES = ("mahalanobis", "euclidean")
 _TRAINED_WITH = ("students", "doctor", "both")
+_DISTILLED_STRIDE = 4  # of a distilled doctor's maps; its networks may have less
+_PATCHES = 64  # of a step, where images are patches
+_STEPS = 600  # of a level's training
 _LEVEL_NAMES = ("doctor", "masters", "bachelors")
 _RECONSTRUCTION = "stereotype is a reconstruction from the paper's text, see docs/stereotype.md"
 
@@ -38,22 +48,25 @@ _RECONSTRUCTION = "stereotype is a reconstruction from the paper's text, see doc
 class StereotypeDeepening(Detector):
     """Small patch networks learn from each other in generations; where generations or peers disagree is anomalous.
 
-    The doctor learns a pretrained network's features of patches, its masters learn the doctor's descriptors of good
-    images, their bachelors the masters'. Maps, at every position (eqs. 7 to 9): *inference*, the distances between
-    doctor and masters; *delivery*, between masters and bachelors; *peer*, among the networks of a level; the score map
-    is their sum (eq. 10), and the image score its maximum. The paper leaves much unsaid and some of it is
-    inconsistent: **this is a reconstruction**; docs/stereotype.md lists every guess.
+    The doctor is a pretrained network, or a patch network that has learnt from one; its masters learn the doctor's
+    descriptors of good images, their bachelors the masters'. Maps, at every position (eqs. 7 to 9): *inference*, the
+    distances between doctor and masters; *delivery*, between masters and bachelors; *peer*, among the networks of a
+    level; the score map is their sum (eq. 10), and the image score its maximum. The paper leaves much unsaid and some
+    of it is inconsistent: **this is a reconstruction**; docs/stereotype.md lists every guess.
 
     Args:
-        backbone, weights, layers: the pretrained network that the doctor learns from, and its layer (the last of
-            ``layers``; None: of the backbone's default), averaged over a patch.
+        backbone, weights, layers: the pretrained network, and the layers whose features are the doctor's descriptors
+            (None: those of the backbone's default that are no finer than the patch networks, such as ``layer2`` and
+            ``layer3``); a distilled doctor learns those of the last one, averaged over a patch.
+        doctor: ``"pretrained"``, that network itself; ``"distilled"``, a patch network as its masters are.
         arch: ``"paper"``, the table as printed, whose descriptors are affine in one number; ``"wide"``, the same
             without that bottleneck; ``"stad"``, the networks of Uninformed Students (Bergmann et al. 2020).
         patch_size: 64; of ``"stad"`` 65, 33 or 17. None: the first.
         widths: children of each network, level by level: (2, 2) is two masters with two bachelors each.
         doctor_data: folder with one sub-folder of images a class, from which the doctor learns features and classes;
-            None: the good images, with damaged patches as a second class.
-        doctor_epochs: of the doctor; ``epochs`` are each later level's.
+            None: the good images, with damaged patches as a second class. Of a distilled doctor only, as the next
+            three are.
+        doctor_epochs: of the doctor's training.
         patches_per_image: patches that the doctor sees of an image in an epoch.
         class_weight: of the doctor's cross entropy.
         mu: weight of the regression error, 1 - mu of the compactness loss (eq. 6). 1 is the gradient of the paper's
@@ -63,23 +76,34 @@ class StereotypeDeepening(Detector):
         compactness_on: ``"students"``, ``"doctor"`` or ``"both"``; the paper says both.
         compactness_batch: descriptors that are compared with each other at a step.
         error_over_channels: whether the regression error is a mean over the 512 channels, too.
+        standardise: what children learn has mean 0 in every component, and deviation 1 over all of them
+            (``"whole"``) or in each (``"components"``).
+        window: positions a side that a step of the students' training looks at, of each image of the batch.
+        distance: ``"euclidean"``, as in eqs. 7 to 9, or ``"mahalanobis"``, by each level's errors on held-out good
+            images.
         terms: the maps that are summed: out of ``"inference"``, ``"delivery"``, ``"peer"``.
         all_pairs: delivery between every network of a level and every one of the next, as eq. 8 is printed; otherwise
             between parents and children, as figure 3 is drawn.
         unordered: count two peers once; eq. 9 counts them twice.
         zscore_terms: divide each map by its deviation over good images before the sum (a z-score without its shift).
         map_stride: pixels between the positions at which maps are computed; 1, 2, 4 or 8, at most the product of the
-            network's poolings.
+            network's poolings, and at most the strides of a pretrained doctor's layers. None: the largest such; 4 with
+            a distilled doctor.
         one_patch: each image is one patch, resized to it, and its score one number: for small images such as MNIST.
         image_size: None: 256; with ``one_patch`` the patch.
-        epochs, batch_size, validation_fraction, patience, seed, device, precision, deterministic, cache_gb: see
-            :class:`Detector`. Each level keeps its own best epoch.
+        epochs: of each level of students, which keeps its own best; None: as many as make 600 steps.
+        batch_size: images of a step; None: 1, and 64 with ``one_patch``.
+        validation_fraction, patience, seed, device, precision, deterministic, cache_gb: see
+            :class:`Detector`.
         learning_rate, weight_decay: of Adam.
     """
 
     method: ClassVar[str] = "stereotype"
     data_parallel: ClassVar[bool] = False
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights", "doctor_data")
+    _counts: ClassVar[tuple[str, ...]] = (
+        "batch_size", "doctor_epochs", "patches_per_image", "window",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -87,7 +111,8 @@ class StereotypeDeepening(Detector):
         *,
         weights: Any = "default",
         layers: Sequence[str] | None = None,
-        arch: str = "wide",
+        doctor: str = "pretrained",
+        arch: str = "stad",
         patch_size: int | None = None,
         widths: Sequence[int] = (2, 2),
         doctor_data: str | os.PathLike[str] | None = None,
@@ -99,15 +124,18 @@ class StereotypeDeepening(Detector):
         compactness_on: str = "students",
         compactness_batch: int = 64,
         error_over_channels: bool = True,
+        standardise: str = "whole",
+        window: int = 32,
+        distance: str = "mahalanobis",
         terms: Sequence[str] = TERMS,
         all_pairs: bool = False,
         unordered: bool = False,
         zscore_terms: bool = True,
-        map_stride: int = 4,
+        map_stride: int | None = None,
         one_patch: bool = False,
         image_size: int | tuple[int, int] | None = None,
-        epochs: int = 50,
-        batch_size: int = 1,
+        epochs: int | None = None,
+        batch_size: int | None = None,
         validation_fraction: float = 0.2,
         patience: int | None = None,
         seed: int = 0,
@@ -118,11 +146,14 @@ class StereotypeDeepening(Detector):
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-5,
     ) -> None:
+        if batch_size is None:
+            batch_size = _PATCHES if one_patch else 1
         super().__init__(
             backbone, weights=weights, layers=layers, image_size=image_size, epochs=epochs,  # type: ignore[arg-type]
             batch_size=batch_size, validation_fraction=validation_fraction, patience=patience, seed=seed,
             device=device, precision=precision, deterministic=deterministic, cache_gb=cache_gb,
         )  # fmt: skip
+        self.doctor = doctor
         self.arch = arch
         self.patch_size = patch_size
         self.widths = widths
@@ -135,6 +166,9 @@ class StereotypeDeepening(Detector):
         self.compactness_on = compactness_on
         self.compactness_batch = compactness_batch
         self.error_over_channels = error_over_channels
+        self.standardise = standardise
+        self.window = window
+        self.distance = distance
         self.terms = terms
         self.all_pairs = all_pairs
         self.unordered = unordered
@@ -147,15 +181,15 @@ class StereotypeDeepening(Detector):
     # ---------------------------------------------------------------- the contract's parts
 
     def _build(self, pretrained: bool) -> tuple[Preprocess, DescriptorTree]:
-        architecture = self._architecture
-        source = self._teacher(self.backbone, self.layers, self.weights, pretrained=False)
+        source = self._teacher(self.backbone, self.layers, self.weights, pretrained and not self._distilled)
+        doctor = (
+            None if self._distilled else PretrainedDoctor(source, self._doctor_layers(source), self.one_patch)
+        )
         tree = DescriptorTree(
-            architecture, Family(tuple(self.widths)), self._size,
-            architecture.stride if self.one_patch else self.map_stride, one_patch=self.one_patch, terms=self.terms,
-            all_pairs=self.all_pairs, ordered=not self.unordered, seed=self.seed,
+            self._architecture, Family(tuple(self.widths)), self._size, self._stride(doctor), doctor=doctor,
+            one_patch=self.one_patch, terms=self.terms, all_pairs=self.all_pairs, ordered=not self.unordered,
+            whitened=self._whitened, seed=self.seed,
         )  # fmt: skip
-        if not tree.terms:
-            raise UsageError(f"terms: {list(self.terms)} are empty in a tree of widths {list(self.widths)}")
         return Preprocess(self._size, source.mean, source.std), tree
 
     def _train(
@@ -165,9 +199,12 @@ class StereotypeDeepening(Detector):
         tree: DescriptorTree = graph.network.to(memory_format=torch.channels_last)  # type: ignore[assignment]
         device = graph.threshold.device
 
+        def known(images: Tensor) -> list[Tensor]:
+            return [] if self._distilled else [tree.doctor.codes(images, tree.stride)]
+
         def store(images: Images, skip: bool) -> FeatureStore:
             return FeatureStore(
-                images, graph.preprocess, lambda _: [], precision=precision, device=device, budget_gb=self.cache_gb,
+                images, graph.preprocess, known, precision=precision, device=device, budget_gb=self.cache_gb,
                 batch_size=self.batch_size, skip_broken=skip, show_progress=options.show_progress,
             )  # fmt: skip
 
@@ -176,23 +213,25 @@ class StereotypeDeepening(Detector):
         self.broken_ = [entry for s in (good, unseen) if s is not None for entry in s.broken]
         self.notes_.append(_RECONSTRUCTION)
 
-        recipe = self._recipe()
-        sources = self._doctor_sources(good, unseen, store, precision, device)
-        doctor = DoctorTraining(
-            tree.doctor,
-            *sources,
-            recipe,
-            self.class_weight,
-            self.batch_size,  # type: ignore[arg-type]
-        )
-        history = train(doctor, options.phase("doctor", epochs=self.doctor_epochs))
-        standardise_level(tree, 0, good, self.batch_size)
+        steps = math.ceil(len(good) / self.batch_size)  # an epoch
+        epochs = self.epochs or math.ceil(_STEPS / steps)
+        recipe, history = self._recipe(), []
+        if self._distilled:
+            learnt, checked = self._doctor_sources(good, unseen, store, precision, device)
+            training = DoctorTraining(
+                tree.doctor, learnt, checked, recipe, self.class_weight, self.batch_size,  # type: ignore[arg-type]
+                self.doctor_epochs * math.ceil(len(learnt) / self.batch_size),
+            )  # fmt: skip
+            history += train(training, options.phase("doctor", epochs=self.doctor_epochs))
+            tree.doctor.settle()  # type: ignore[operator,union-attr]
         for level in range(1, len(self.widths) + 1):
-            students = LevelTraining(tree, level, good, unseen, recipe, precision, self.batch_size)
+            standardise_level(tree, level - 1, good, self.batch_size, recipe.by_component)
+            students = LevelTraining(tree, level, good, unseen, recipe, self.batch_size, steps * epochs)
             name = _LEVEL_NAMES[level] if level < len(_LEVEL_NAMES) else f"level {level}"
-            history += train(students, options.phase(name))
-            if level < len(self.widths):
-                standardise_level(tree, level, good, self.batch_size)
+            history += train(students, options.phase(name, epochs=epochs))
+            students.settle()
+            if self._whitened:
+                whiten_level(tree, level, unseen or good, self.batch_size)
         tree.reduce()
         if self.zscore_terms:
             scale_terms(tree, unseen or good, self.batch_size)
@@ -224,7 +263,8 @@ class StereotypeDeepening(Detector):
             mu=self.mu, compactness=self.compactness, compact_doctor=self.compactness_on != "students",
             compact_students=self.compactness_on != "doctor", compact_batch=self.compactness_batch,
             over_channels=self.error_over_channels, learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay, seed=self.seed,
+            weight_decay=self.weight_decay, seed=self.seed, window=self.window,
+            by_component=self.standardise == "components",
         )  # fmt: skip
 
     def _doctor_sources(
@@ -252,6 +292,36 @@ class StereotypeDeepening(Detector):
         return patches(store(images, False), labels, len(classes)).standardise(), None
 
     @property
+    def _distilled(self) -> bool:
+        return self.doctor == "distilled"
+
+    @property
+    def _whitened(self) -> bool:
+        return self.distance == "mahalanobis"
+
+    def _doctor_layers(self, source: FeaturePyramid) -> list[str]:
+        """The given ones, or those of the default that are no finer than patch networks with all their poolings."""
+        if self.layers is not None:
+            return list(source.layers)
+        pairs = zip(source.layers, source.strides, strict=True)
+        return [layer for layer, stride in pairs if stride >= self._architecture.stride]
+
+    def _stride(self, doctor: PretrainedDoctor | None) -> int:
+        """Pixels between positions of the maps."""
+        if self.one_patch:
+            return self._architecture.stride
+        if doctor is None:
+            largest, kind = self._architecture.stride, f"arch {self.arch}"
+        else:
+            largest = math.gcd(self._architecture.stride, *doctor.strides)
+            kind = f"arch {self.arch} and layers of strides {list(doctor.strides)}"
+        stride = self.map_stride or min(largest, _DISTILLED_STRIDE if doctor is None else largest)
+        if stride > largest:
+            strides = [s for s in (1, 2, 4, 8) if s <= largest]
+            raise UsageError(f"map_stride: expected one of {strides} for {kind}, got {stride}")
+        return stride
+
+    @property
     def _architecture(self) -> Architecture:
         return choose_architecture(self.arch, self.patch_size)
 
@@ -271,16 +341,10 @@ class StereotypeDeepening(Detector):
             raise UsageError(f"image_size: with one_patch it is the patch ({patch}), got {self.image_size!r}")
         if min(self._size) < patch:
             raise UsageError(f"image_size: expected at least the patch ({patch}), got {self.image_size!r}")
-        if self.map_stride not in (1, 2, 4, 8) or self.map_stride > architecture.stride:
-            strides = [s for s in (1, 2, 4, 8) if s <= architecture.stride]
-            raise UsageError(
-                f"map_stride: expected one of {strides} for arch {self.arch}, got {self.map_stride!r}"
-            )
+        if self.map_stride not in (None, 1, 2, 4, 8):
+            raise UsageError(f"map_stride: expected 1, 2, 4, 8 or None, got {self.map_stride!r}")
         if isinstance(self.widths, (str, int)) or not self.widths or not all(map(_is_count, self.widths)):
             raise UsageError(f"widths: expected whole numbers from 1, one a level, got {self.widths!r}")
-        for name in ("doctor_epochs", "patches_per_image"):
-            if not _is_count(getattr(self, name)):
-                raise UsageError(f"{name}: expected a whole number from 1, got {getattr(self, name)!r}")
         if not _is_count(self.compactness_batch) or self.compactness_batch < 2:
             raise UsageError(
                 f"compactness_batch: expected a whole number from 2, got {self.compactness_batch!r}"
@@ -289,7 +353,15 @@ class StereotypeDeepening(Detector):
             raise UsageError(f"mu: expected a number from 0 to 1, got {self.mu!r}")
         if self.class_weight < 0:
             raise UsageError(f"class_weight: expected 0 or more, got {self.class_weight!r}")
-        for name, known in (("compactness", COMPACTNESS), ("compactness_on", _TRAINED_WITH)):
+        if self.doctor_data is not None and not self._distilled:
+            raise UsageError("doctor_data: only a distilled doctor learns from it; set doctor='distilled'")
+        choices = {
+            "doctor": _DOCTORS, "standardise": _STANDARDS, "distance": _DISTANCES,
+            "compactness": COMPACTNESS, "compactness_on": _TRAINED_WITH,
+        }  # fmt: skip
+        if self.epochs is not None and not _is_count(self.epochs):
+            raise UsageError(f"epochs: expected a whole number from 1 or None, got {self.epochs!r}")
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         if isinstance(self.terms, str) or not self.terms or not set(self.terms) <= set(TERMS):

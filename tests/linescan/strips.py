@@ -25,16 +25,21 @@ CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "stem": (4, "stpm", {"layers": ["stem"]}),
     "et-stpm": (8, "et-stpm", {"layers": ["layer2"]}),
     "msfi": (8, "msfi", {"scales": [64], "layers": ["layer1", "layer2"]}),
-    "stereotype": (1, "stereotype", {"arch": "stad", "patch_size": 17, "widths": (1, 1), "map_stride": 1}),
+    "stereotype": (
+        8, "stereotype", {"arch": "stad", "patch_size": 33, "widths": (2,), "layers": ["layer1", "layer2"]},
+    ),
+    "stereotype-distilled": (
+        1, "stereotype",
+        {"doctor": "distilled", "arch": "stad", "patch_size": 17, "widths": (1, 1), "distance": "euclidean"},
+    ),
     "stereotype-stride": (
-        2,
-        "stereotype",
-        {"arch": "stad", "patch_size": 33, "widths": (2,), "map_stride": 2},
+        2, "stereotype",
+        {"doctor": "distilled", "arch": "stad", "patch_size": 33, "widths": (2,), "map_stride": 2},
     ),
     "msfi-sizes": (8, "msfi", {"scales": [32, 64, 96], "image_size": 64, "layers": ["layer1"]}),
     "msfi-third": (12, "msfi", {"scales": [32, 128], "image_size": 96, "layers": ["layer1"]}),
     "rstpm": (32, "rstpm", {"backbone2": "resnet18", "decoder_blocks": 1}),
-}
+}  # fmt: skip
 TINY = (
     "resnet34",
     "et-stpm",
@@ -42,6 +47,7 @@ TINY = (
     "msfi",
     "msfi-sizes",
     "stereotype",
+    "stereotype-distilled",
     "stereotype-stride",
 )  # every method
 SMALL = "resnet34"  # the shortest reach: what is not about networks is tested on it

@@ -17,12 +17,12 @@ from stadfast.methods import create
 
 
 def test_a_strip_shorter_than_a_mirrored_border_has_no_map() -> None:
-    found = streamer("stereotype", 21)
+    found = streamer("stereotype-distilled", 21)
     found.push(strip(8, 21))
     with pytest.raises(UsageError, match="rows: the strip has 8, and the mirrored border 8: wanted more"):
         found.finish()
     with pytest.raises(UsageError, match="width: expected more than 8 columns"):
-        RowStreamer(detector("stereotype"), 8).push(strip(9, 8))
+        RowStreamer(detector("stereotype-distilled"), 8).push(strip(9, 8))
 
 
 def test_one_patch_has_no_native_scale() -> None:

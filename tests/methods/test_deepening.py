@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trees import TINY, random, tree
+from trees import TINY, doctor, random, tree
 
 from stadfast.methods._deepening import (
     LevelTraining,
@@ -15,6 +15,7 @@ from stadfast.methods._deepening import (
     compactness_loss,
     scale_terms,
     standardise_level,
+    whiten_level,
 )
 from stadfast.methods._descriptors import DESCRIPTOR, pad_images
 from stadfast.methods.features import FeatureStore
@@ -54,17 +55,18 @@ def test_compactness_lowers_correlation_and_literal_does_not(form: str) -> None:
 def recipe(**changes: Any) -> Recipe:
     arguments: dict[str, Any] = {
         "mu": 1.0, "compactness": "pairs", "compact_doctor": False, "compact_students": True, "compact_batch": 16,
-        "over_channels": True, "learning_rate": 1e-2, "weight_decay": 0.0, "seed": 0,
+        "over_channels": True, "learning_rate": 1e-2, "weight_decay": 0.0, "seed": 0, "window": 8,
+        "by_component": True,
     }  # fmt: skip
     return Recipe(**(arguments | changes))
 
 
-def store(images: Tensor, size: tuple[int, int]) -> FeatureStore:
+def store(images: Tensor, size: tuple[int, int], teacher: Any = lambda _: []) -> FeatureStore:
     preprocess = Preprocess(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return FeatureStore(
         list(images),
         preprocess,
-        lambda _: [],
+        teacher,
         precision=FP32,
         device=torch.device("cpu"),
         show_progress=False,
@@ -78,20 +80,24 @@ def small() -> FeatureStore:
 
 def test_children_learn_from_their_parents_and_these_stay(small: FeatureStore) -> None:
     found = tree()
-    standardise_level(found, 0, small, 4)
+    standardise_level(found, 0, small, 4, True)
     before = {name: tensor.clone() for name, tensor in found.state_dict().items()}
     for level in (1, 2):
-        training = LevelTraining(found, level, small, small, recipe(), FP32, 4)
-        first = training.validate()
+        training = LevelTraining(found, level, small, small, recipe(), 4, 12)
+        with torch.no_grad():
+            first = training.validate()
+        training.module.train()
         for _ in range(12):
             loss = training.loss(torch.arange(4))
             training.optimizer.zero_grad()
             loss.backward()
             training.optimizer.step()
+        training.module.eval()
         with torch.no_grad():
             assert training.validate() < 0.8 * first
+        training.settle()
         if level == 1:
-            standardise_level(found, 1, small, 4)
+            standardise_level(found, 1, small, 4, True)
             masters = {i: found.networks[i].head.weight.clone() for i in (1, 2)}
     after = found.state_dict()
     doctor = [name for name in before if name.startswith("networks.0.")]
@@ -103,17 +109,17 @@ def test_children_learn_from_their_parents_and_these_stay(small: FeatureStore) -
 def test_the_error_is_towards_ones_own_parent(small: FeatureStore) -> None:
     found = tree()
     for level in (0, 1):
-        standardise_level(found, level, small, 4)
-    training = LevelTraining(found, 2, small, None, recipe(), FP32, 4)
+        standardise_level(found, level, small, 4, True)
+    training = LevelTraining(found, 2, small, None, recipe(), 4, 12)
     images = pad_images(small.batch(torch.arange(3))[0], TINY.field, TINY.stride)
-    error, learnt = training._errors(images)
+    error, learnt = training._errors(images, [])
     wanted = torch.zeros(())
     for child, parent in {3: 1, 4: 1, 5: 2, 6: 2}.items():
         known = found.standardised(parent, found.networks[parent](images, TINY.stride))
         wanted = wanted + (known - found.networks[child](images, TINY.stride)).square().mean()
     torch.testing.assert_close(error, wanted, rtol=1e-4, atol=1e-5)
     assert len(learnt) == 4
-    summed = LevelTraining(found, 2, small, None, recipe(over_channels=False), FP32, 4)._errors(images)[0]
+    summed = LevelTraining(found, 2, small, None, recipe(over_channels=False), 4, 12)._errors(images, [])[0]
     torch.testing.assert_close(summed, DESCRIPTOR * error, rtol=1e-4, atol=1e-4)
 
 
@@ -122,7 +128,7 @@ def test_mu_weighs_error_against_compactness(small: FeatureStore) -> None:
 
     def loss(**changes: Any) -> float:
         return float(
-            LevelTraining(found, 1, small, None, recipe(**changes), FP32, 4).loss(torch.arange(4)).detach()
+            LevelTraining(found, 1, small, None, recipe(**changes), 4, 12).loss(torch.arange(4)).detach()
         )
 
     error = loss()
@@ -135,7 +141,7 @@ def test_mu_weighs_error_against_compactness(small: FeatureStore) -> None:
 
 def test_a_level_is_standardised_over_the_images(small: FeatureStore) -> None:
     found = tree()
-    standardise_level(found, 1, small, 4)
+    standardise_level(found, 1, small, 4, True)
     images = pad_images(small.batch(torch.arange(6))[0], TINY.field, TINY.stride)
     with torch.no_grad():
         for master in (1, 2):
@@ -145,6 +151,58 @@ def test_a_level_is_standardised_over_the_images(small: FeatureStore) -> None:
                 x.std((0, 2, 3), correction=0), torch.ones(DESCRIPTOR), rtol=0, atol=1e-3
             )
     assert torch.equal(found.mean[0], torch.zeros(DESCRIPTOR))  # the doctor is another level
+    standardise_level(found, 1, small, 4, False)
+    with torch.no_grad():
+        x = found.standardised(1, found.networks[1](images, TINY.stride))
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(DESCRIPTOR), rtol=0, atol=1e-3)
+    assert float(x.std(correction=0)) == pytest.approx(1, rel=1e-3)
+    assert float(x.std((0, 2, 3)).max()) > 1.2
+
+
+def test_whitened_errors_of_good_images_have_no_correlation(small: FeatureStore) -> None:
+    found = tree((2,), whitened=True)
+    whiten_level(found, 1, small, 4)
+    images = pad_images(small.batch(torch.arange(6))[0], TINY.field, TINY.stride)
+    with torch.no_grad():
+        said = [
+            network(images, TINY.stride).transpose(0, 1).flatten(1).double() for network in found.networks
+        ]
+    errors = torch.cat([said[0] - said[1], said[0] - said[2]], dim=1)
+    for whitening, differences in zip(found.whitening.double(), (errors, said[1] - said[2]), strict=True):
+        moments = differences @ differences.T / differences.shape[1]
+        ridge = 0.01 * moments.diagonal().mean() * torch.eye(DESCRIPTOR)
+        unit = whitening @ (moments + ridge) @ whitening.T
+        torch.testing.assert_close(unit, torch.eye(DESCRIPTOR).double(), rtol=0, atol=1e-3)
+
+
+def test_stored_descriptors_of_a_pretrained_doctor_are_cut_with_the_images(small: FeatureStore) -> None:
+    source = doctor()
+    found = tree((1,), size=(48, 64), stride=4, doctor=source)
+    images = (random(3, 3, 48, 64) * 60 + 128).clamp(0, 255).to(torch.uint8)
+    stored = store(images, (48, 64), lambda x: [source.codes(x, TINY.stride)])
+    training = LevelTraining(found, 1, stored, stored, recipe(window=5), 2, 10)
+    batch, features = stored.batch(torch.arange(3))
+    for seed in range(20):
+        cut, (known,) = training._crop(batch, features, torch.Generator().manual_seed(seed))
+        assert known.shape[-2:] == (5, 5)
+        assert cut.shape[-1] == TINY.field + 4 * TINY.stride
+        # Where the window is: the very descriptors, and the pixels of the same place.
+        y, x = next(
+            (y, x) for y in range(8) for x in range(12)
+            if torch.equal(features[0][..., y : y + 5, x : x + 5], known)
+        )  # fmt: skip
+        padded = pad_images(batch, TINY.field, TINY.stride)
+        assert torch.equal(padded[..., 4 * y : 4 * y + cut.shape[-2], 4 * x : 4 * x + cut.shape[-1]], cut)
+    first = training.validate()
+    for _ in range(10):
+        loss = training.loss(torch.arange(2))
+        training.optimizer.zero_grad()
+        loss.backward()
+        training.optimizer.step()
+    training.module.eval()
+    with torch.no_grad():
+        assert training.validate() < 0.9 * first
+    assert training.optimizer.param_groups[0]["lr"] < 0.05 * 1e-2  # nearly at the end of the cosine
 
 
 def test_terms_are_scaled_by_their_deviation(small: FeatureStore) -> None:

@@ -17,17 +17,21 @@ from stadfast.methods.stereotype import labelled_images
 @pytest.fixture
 def quick(teacher_weights: dict[str, Tensor]) -> dict[str, Any]:
     return {
-        "weights": teacher_weights, "layers": ["layer1", "layer2"], "image_size": (64, 72), "epochs": 2,
-        "doctor_epochs": 2, "patches_per_image": 2, "batch_size": 4, "map_stride": 8, "precision": "fp32",
+        "weights": teacher_weights, "layers": ["layer1", "layer2"], "arch": "wide", "image_size": (64, 72),
+        "epochs": 2, "doctor_epochs": 2, "patches_per_image": 2, "batch_size": 4, "precision": "fp32",
         "device": "cpu",
     }  # fmt: skip
 
 
-def test_fit_predict_save_load(quick: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
-    detector = sf.StereotypeDeepening(**quick, arch="paper").fit(images, show_progress=False)
-    assert [record.phase for record in detector.history_] == [
-        name for name in ("doctor", "masters", "bachelors") for _ in range(2)
-    ]
+@pytest.mark.parametrize("doctor", ["pretrained", "distilled"])
+@pytest.mark.parametrize("distance", ["mahalanobis", "euclidean"])
+def test_fit_predict_save_load(
+    quick: dict[str, Any], images: Tensor, tmp_path: Path, doctor: str, distance: str
+) -> None:
+    arguments = quick | {"arch": "paper", "doctor": doctor, "distance": distance}
+    detector = sf.StereotypeDeepening(**arguments).fit(images, show_progress=False)
+    phases = ("doctor", "masters", "bachelors") if doctor == "distilled" else ("masters", "bachelors")
+    assert [record.phase for record in detector.history_] == [name for name in phases for _ in range(2)]
     found = detector.predict(images[:3])
     assert found.anomaly_map.shape == (3, 1, 64, 72)
     torch.testing.assert_close(found.pred_score, found.anomaly_map.flatten(1).amax(1))
@@ -55,7 +59,7 @@ def test_resume_is_the_uninterrupted_run(
     quick: dict[str, Any], images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stadfast.methods.training._CHECKPOINT_OVERHEAD", float("inf"))
-    arguments = quick | {"widths": [1, 1], "mu": 0.9, "compactness_on": "both"}
+    arguments = quick | {"doctor": "distilled", "widths": [1, 1], "mu": 0.9, "compactness_on": "both"}
     whole = sf.StereotypeDeepening(**arguments).fit(images, show_progress=False)
 
     def stop(record: sf.methods.EpochRecord) -> None:
@@ -74,8 +78,9 @@ def test_resume_is_the_uninterrupted_run(
         assert torch.equal(tensor, resumed.graph_.state_dict()[name]), name
 
 
-def test_images_of_one_patch(quick: dict[str, Any], images: Tensor) -> None:
-    arguments = quick | {"image_size": None, "one_patch": True, "widths": (2,)}
+@pytest.mark.parametrize("doctor", ["pretrained", "distilled"])
+def test_images_of_one_patch(quick: dict[str, Any], images: Tensor, doctor: str) -> None:
+    arguments = quick | {"image_size": None, "one_patch": True, "widths": (2,), "doctor": doctor}
     detector = sf.StereotypeDeepening(**arguments).fit(images[:, :, :28, :28], show_progress=False)
     found = detector.predict(images[:5, :, 10:38, 10:38])
     assert found.anomaly_map.shape == (5, 1, 64, 64)
@@ -93,7 +98,9 @@ def test_the_doctor_learns_classes(quick: dict[str, Any], images: Tensor, tmp_pa
     found, labels, classes = labelled_images(tmp_path)
     assert classes == ["cloth", "tile", "wood"]
     assert [path.parent.name for path in found] == [classes[label] for label in labels]
-    arguments = quick | {"doctor_data": tmp_path, "widths": (1,), "epochs": 1, "doctor_epochs": 1}
+    arguments = quick | {
+        "doctor": "distilled", "doctor_data": tmp_path, "widths": (1,), "epochs": 1, "doctor_epochs": 1,
+    }  # fmt: skip
     detector = sf.StereotypeDeepening(**arguments).fit(images, show_progress=False)
     assert "the doctor learnt the classes cloth, tile, wood" in detector.notes_
     assert detector.header()["arguments"]["doctor_data"] == tmp_path.name
@@ -113,8 +120,7 @@ def test_by_the_command_line(teacher_weights: dict[str, Tensor], images: Tensor,
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
     torch.save(teacher_weights, tmp_path / "w.pth")
     settings = {
-        "layers": '["layer1", "layer2"]', "widths": "[1, 2]", "doctor_epochs": 1, "patches_per_image": 1,
-        "arch": "paper", "map_stride": 8,
+        "layers": '["layer1", "layer2"]', "widths": "[1, 2]", "arch": "paper", "window": 4,
     }  # fmt: skip
     given = {
         "--output": tmp_path / "m", "--weights": tmp_path / "w.pth", "--image-size": 64, "--epochs": 1,
@@ -150,12 +156,23 @@ def test_by_the_command_line(teacher_weights: dict[str, Tensor], images: Tensor,
             {"terms": ["delivery"], "widths": (2,)},
             r"terms: \['delivery'\] are empty in a tree of widths \[2\]",
         ),
-        ({"map_stride": 3}, r"map_stride: expected one of \[1, 2, 4, 8\]"),
-        ({"arch": "stad", "patch_size": 33, "map_stride": 8}, r"map_stride: expected one of \[1, 2, 4\]"),
+        ({"map_stride": 3}, "map_stride: expected 1, 2, 4, 8 or None, got 3"),
+        (
+            {"map_stride": 8},
+            r"map_stride: expected one of \[1, 2, 4\] for arch wide and layers of strides \[4, 8\]",
+        ),
+        (
+            {"arch": "stad", "patch_size": 17, "map_stride": 2},
+            r"map_stride: expected one of \[1\] for arch stad",
+        ),
+        ({"doctor": "quack"}, "doctor: expected one of pretrained, distilled, got 'quack'"),
+        ({"distance": "cosine"}, "distance: expected one of mahalanobis, euclidean, got 'cosine'"),
+        ({"window": 0}, "window: expected a whole number from 1, got 0"),
+        ({"doctor_data": "somewhere"}, "doctor_data: only a distilled doctor learns from it"),
         ({"doctor_epochs": 0}, "doctor_epochs"),
         ({"patches_per_image": 0.5}, "patches_per_image"),
         ({"class_weight": -1}, "class_weight"),
-        ({"doctor_data": "nowhere"}, "doctor_data"),
+        ({"doctor": "distilled", "doctor_data": "nowhere"}, "doctor_data"),
         ({"epochs": 0}, "epochs"),
     ],
 )

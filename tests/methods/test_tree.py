@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
-from trees import TINY, random, tree
+from trees import TINY, doctor, random, tree
 
 import stadfast as sf
-from stadfast.methods._descriptors import DESCRIPTOR, pad_images
+from stadfast.methods._descriptors import PatchNetwork, pad_images
 from stadfast.methods._tree import DescriptorTree, Family
 
 
@@ -41,28 +41,45 @@ def test_pairs_of_the_three_terms() -> None:
 
 
 def expected_terms(found: DescriptorTree, images: Tensor, all_pairs: bool, ordered: bool) -> Tensor:
-    """By the 512-channel descriptors, one pair after the other."""
+    """By the full descriptors, one pair after the other."""
     padded = pad_images(images, TINY.field, found.stride)
-    said = [network(padded, found.stride) for network in found.networks]
+    said = [
+        network(padded, found.stride)
+        if isinstance(network, PatchNetwork)
+        else network.codes(images, found.stride)
+        for network in found.networks
+    ]
     known = [found.standardised(i, said[i]) for i in range(found.family.teachers)]
     pairs = found.family.pairs(all_pairs=all_pairs, ordered=ordered)
+    level_of = {number: level for level, members in enumerate(found.family.levels) for number in members}
 
-    def distance(a: Tensor, b: Tensor) -> Tensor:
+    def distance(a: Tensor, b: Tensor, child: int, peers: bool = False) -> Tensor:
+        if len(found.whitening):
+            number = 2 * (level_of[child] - 1) + peers
+            return torch.einsum("ij,bjhw->bihw", found.whitening[number], a - b).square().sum(1).sqrt()
         return (a - b).square().sum(1).sqrt()
 
-    maps = [sum(distance(known[i], said[j]) for i, j in pairs[name]) for name in ("inference", "delivery")]
-    maps.append(sum(distance(said[i], said[j]) for i, j in pairs["peer"]))
+    maps = [sum(distance(known[i], said[j], j) for i, j in pairs[name]) for name in ("inference", "delivery")]
+    maps.append(sum(distance(said[i], said[j], j, peers=True) for i, j in pairs["peer"]))
     return torch.stack(maps, 1)
+
+
+def shuffled(found: DescriptorTree) -> DescriptorTree:
+    """With standardisations and whitenings that matter."""
+    found.mean.copy_(random(3, found.channels, seed=1))
+    found.std.copy_(random(3, found.channels, seed=2).abs() + 0.5)
+    found.whitening.add_(0.1 * random(*found.whitening.shape, seed=3))
+    found.reduce()
+    return found
 
 
 @pytest.mark.parametrize("all_pairs", [False, True])
 @pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("stride", [1, 2, 4])
-def test_terms_are_those_of_the_full_descriptors(all_pairs: bool, ordered: bool, stride: int) -> None:
-    found = tree(all_pairs=all_pairs, ordered=ordered, stride=stride).double()
-    found.mean.copy_(random(3, DESCRIPTOR, seed=1))
-    found.std.copy_(random(3, DESCRIPTOR, seed=2).abs() + 0.5)
-    found.reduce()
+@pytest.mark.parametrize(("whitened", "stride"), [(False, 1), (False, 2), (True, 4)])
+def test_terms_are_those_of_the_full_descriptors(
+    all_pairs: bool, ordered: bool, whitened: bool, stride: int
+) -> None:
+    found = shuffled(tree(all_pairs=all_pairs, ordered=ordered, stride=stride, whitened=whitened).double())
     images = random(2, 3, 24, 20).double()
     with torch.no_grad():
         terms = found.raw_terms(images)
@@ -70,8 +87,39 @@ def test_terms_are_those_of_the_full_descriptors(all_pairs: bool, ordered: bool,
         torch.testing.assert_close(
             terms, expected_terms(found, images, all_pairs, ordered), rtol=1e-6, atol=0
         )
-        assert found.small_weight.shape[1] == 9 * 5  # channels of the maps that are made, not 512
+        forms = (
+            15 if whitened else 9
+        )  # peers have forms of their own where they have a whitening of their own
+        assert found.heads[0].out_channels == forms * 5  # channels of the maps that are made, not 512
     assert all(term.min() > 0 for term in terms.unbind(1))
+
+
+def test_terms_of_a_pretrained_doctor() -> None:
+    found = shuffled(tree(doctor=doctor(), stride=4, whitened=True).double())
+    images = random(2, 3, 32, 48).double()
+    with torch.no_grad():
+        terms = found.raw_terms(images)
+        assert terms.shape == (2, 3, 8, 12)
+        torch.testing.assert_close(terms, expected_terms(found, images, False, True), rtol=1e-6, atol=0)
+        found.row_by_row = True
+        torch.testing.assert_close(found.raw_terms(images), terms, rtol=1e-6, atol=0)
+
+
+def test_a_pretrained_doctor_says_features_side_by_side() -> None:
+    source = doctor()
+    images = random(2, 3, 64, 32)
+    with torch.no_grad():
+        one, two = source.source(images)
+        codes = source.codes(images, 4)
+        assert codes.shape == (2, 64 + 128, 16, 8)
+        finer = torch.nn.functional.interpolate(two, scale_factor=2, mode="bilinear")
+        features = torch.cat([one, finer], dim=1)
+        torch.testing.assert_close(codes, features / features.norm(dim=1, keepdim=True) * 192**0.5)
+        source.one_patch = True
+        alone = source.codes(images, 4)
+        features = torch.cat([one.mean((2, 3)), two.mean((2, 3))], dim=1)
+    wanted = features / features.norm(dim=1, keepdim=True) * 192**0.5
+    torch.testing.assert_close(alone[:, :, 0, 0], wanted)
 
 
 def test_the_map_is_the_sum_of_the_scaled_terms() -> None:
