@@ -13,8 +13,11 @@ from stadfast.methods import METHODS
 from stadfast.methods.graph import ScoringGraph
 
 SIZE = 64
-# The default's second teacher makes a detector of 490 MB; this one, too, is another network than the first.
-SMALL: dict[str, dict[str, object]] = {"rstpm": {"backbone2": "resnet34", "decoder_blocks": 1}}
+SMALL: dict[str, dict[str, object]] = {
+    # The default's second teacher makes a detector of 490 MB; this one, too, is another network than the first.
+    "rstpm": {"backbone2": "resnet34", "decoder_blocks": 1},
+    "stereotype": {"arch": "wide"},  # the default's patches have 65 pixels
+}
 
 
 def build(method: str, **arguments: object) -> sf.Detector:
