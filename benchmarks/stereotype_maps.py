@@ -1,6 +1,6 @@
 """A picture of Stereotype Deepening's three maps and their sum on generated material: docs/stereotype_maps.png.
 
-python benchmarks/stereotype_maps.py [--weights resnet18.pth] [--epochs 10]
+python benchmarks/stereotype_maps.py [--weights resnet18.pth] [--epochs 8]
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ _TOP = 0.9995  # quantile of all good maps where the colours end
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default="default")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--train-images", type=int, default=40)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = write_material(folder, "woven", train=options.train_images, test_good=4, test_per_defect=1)
-        detector = sf.StereotypeDeepening(
-            weights=options.weights, doctor_epochs=2 * options.epochs, epochs=options.epochs
-        )
+        detector = sf.StereotypeDeepening(weights=options.weights, epochs=options.epochs)
         detector.fit(root, show_progress=False)
         good = detector.term_maps(root / "test" / "good")
         paths = [root / "test" / kind / "000.png" for kind in KINDS]
