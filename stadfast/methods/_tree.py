@@ -133,7 +133,6 @@ class DescriptorTree(nn.Module):
         self.one_patch = one_patch
         # Image sides at native scale are multiples of these.
         self.strides = (stride, *(doctor.strides if doctor else ()))
-        self.row_by_row = False
         # A pretrained doctor has descriptors at its own positions; patch networks anywhere, cheapest with all poolings.
         self.training_stride = stride if doctor else architecture.stride
         self.channels = doctor.channels if doctor else DESCRIPTOR
@@ -219,15 +218,11 @@ class DescriptorTree(nn.Module):
     def raw_terms(self, images: Tensor) -> Tensor:
         """The sums of distances of each term at every position: (B, terms, h, w)."""
         codes = self.codes(images, self.stride)
-        seen = [codes[form.network] for form in self.forms]
-        if self.row_by_row:
-            descriptors = [head(code) for head, code in zip(self.heads, seen, strict=True)]
-            return ops.peer_distance(descriptors, self.pairs, self.groups)
-        weights = [head.weight.flatten(1) for head in self.heads]  # type: ignore[union-attr,operator]
-        return ops.code_distance(seen, weights, [head.bias for head in self.heads], self.pairs, self.groups)  # type: ignore[misc]
+        descriptors = [head(codes[form.network]) for form, head in zip(self.forms, self.heads, strict=True)]
+        return ops.peer_distance(descriptors, self.pairs, self.groups)
 
     def at_size(self, size: tuple[int, int]) -> DescriptorTree:
-        """The same networks for images of another size, every operator of which works row by row.
+        """The same networks for images of another size.
 
         Raises:
             UsageError: there are no maps, as each image is one patch.
@@ -235,7 +230,7 @@ class DescriptorTree(nn.Module):
         if self.one_patch:
             raise UsageError("detector: with one_patch it has one number per image, and no native scale")
         other = copy.copy(self)
-        other.size, other.row_by_row = size, True
+        other.size = size
         return other
 
     def term_maps(self, images: Tensor) -> Tensor:

@@ -66,9 +66,12 @@ def peer_distance(descriptors: list[Tensor], pairs: list[int], groups: list[int]
     members: list[list[Tensor]] = [[] for _ in range(max(groups) + 1)]
     for i, j, group in zip(pairs[::2], pairs[1::2], groups, strict=True):
         difference = wide[i] - wide[j]
-        distance = difference.square().sum(1) if squared else torch.linalg.vector_norm(difference, dim=1)
+        if squared:
+            distance = difference.square().sum(1, keepdim=True)
+        else:
+            distance = torch.linalg.vector_norm(difference, dim=1, keepdim=True)
         members[group].append(distance)
-    return torch.stack([sum(group[1:], start=group[0]) for group in members], dim=1)
+    return torch.cat([sum(group[1:], start=group[0]) for group in members], dim=1)
 
 
 def max_pool2d(input: Tensor, above: Tensor | None, kernel: int, stride: int, padding: list[int]) -> Tensor:

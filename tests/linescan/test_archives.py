@@ -21,6 +21,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "msfi": ("msfi", {"layers": ["layer1"], "image_size": 64, "scales": [32, 64, 96]}),
     "et-stpm": ("et-stpm", {"layers": ["layer2"], "image_size": 64}),
     "rstpm": ("rstpm", {"backbone2": "resnet18", "decoder_blocks": 1, "image_size": 64}),
+    "stereotype": ("stereotype", {"arch": "wide", "widths": (2,), "image_size": 96}),
 }
 WIDTH = 41
 
@@ -51,7 +52,7 @@ def stream(streamer: RowStreamer, image: Tensor) -> Tensor:
     ("case", "format", "portable"),
     [("stpm", "torchscript", False), ("stpm", "export", False), ("stpm", "torchscript", True),
      ("msfi", "torchscript", False), ("et-stpm", "export", True),
-     ("rstpm", "torchscript", False)],
+     ("rstpm", "torchscript", False), ("stereotype", "torchscript", False), ("stereotype", "export", True)],
 )  # fmt: skip
 def test_an_archive_streams_as_its_detector(case: str, format: Any, portable: bool, tmp_path: Path) -> None:
     made = detector(case)

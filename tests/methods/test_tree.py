@@ -101,8 +101,6 @@ def test_terms_of_a_pretrained_doctor() -> None:
         terms = found.raw_terms(images)
         assert terms.shape == (2, 3, 8, 12)
         torch.testing.assert_close(terms, expected_terms(found, images, False, True), rtol=1e-6, atol=0)
-        found.row_by_row = True
-        torch.testing.assert_close(found.raw_terms(images), terms, rtol=1e-6, atol=0)
 
 
 def test_a_pretrained_doctor_says_features_side_by_side() -> None:
