@@ -21,6 +21,7 @@ from common import print_table, write_result
 from torch import Tensor
 
 import stadfast as sf
+from stadfast.data import read_mask, resize_mask
 from stadfast.methods.sources import images_of, read_resized
 
 BATCH = 4
@@ -33,11 +34,15 @@ def main() -> None:
     assert isinstance(detector, sf.StereotypeDeepening)
     data, tree = sf.MVTecLayout(options.data), detector.graph_.network
     cases = []
+    masks = [
+        None if sample.mask is None else resize_mask(read_mask(sample.mask), tree.size)
+        for sample in data.test
+    ]
 
     def add(name: str, maps: Tensor) -> None:
         figures = sf.metrics.evaluate(
-            list(maps), [record.mask for record in data.test], labels=[record.label for record in data.test],
-            types=[record.defect for record in data.test],
+            list(maps), masks, labels=[sample.label for sample in data.test],
+            types=[sample.defect for sample in data.test],
         )  # fmt: skip
         cases.append({"case": name, "figures": kept(figures)})
         print(*row(cases[-1]), flush=True)
