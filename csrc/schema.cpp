@@ -14,6 +14,10 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
   m.def("peer_distance(Tensor[] descriptors, int[] pairs, int[] groups, bool squared) -> Tensor");
   m.def("peer_distance_backward(Tensor factors, Tensor[] descriptors, int[] pairs, int[] wanted) -> Tensor[]");
   m.def("max_pool2d(Tensor input, Tensor? above, int kernel, int stride, int[] padding) -> Tensor");
+  m.def(
+      "convolve_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, Tensor? residual, int[] kernel, "
+      "int stride, int[] padding, int groups, bool rectify) -> ()");
+  m.def("has_tiles() -> bool");
   m.def("normalize_images(Tensor images, float[] mean, float[] std, bool bfloat16) -> Tensor");
   m.def("label_regions(Tensor masks) -> (Tensor, Tensor)");
   m.def("region_pixels(Tensor[] maps, Tensor[] masks) -> (Tensor, Tensor, Tensor, Tensor)");

@@ -31,22 +31,45 @@ inline __attribute__((always_inline)) float to_float(float value) { return value
     _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) out[i] = STORE(float(in[i]) * scale[i] + shift[i]); \
   }
 
-SF_ROW(uint8_t, float, to_float)
-SF_ROW(uint8_t, uint16_t, to_bfloat16)
-SF_ROW(float, float, to_float)
-SF_ROW(float, uint16_t, to_bfloat16)
+// The same of three planes (which are one for a monochrome camera), put side by side.
+#define SF_PLANES(IN, OUT, STORE)                                                                       \
+  SF_CLONES void normalize_planes(const IN* a, const IN* b, const IN* c, int64_t n, const float* scale, \
+                                  const float* shift, OUT* out) {                                       \
+    for (int64_t x = 0; x < n; ++x) {                                                                   \
+      out[3 * x] = STORE(float(a[x]) * scale[0] + shift[0]);                                            \
+      out[3 * x + 1] = STORE(float(b[x]) * scale[1] + shift[1]);                                        \
+      out[3 * x + 2] = STORE(float(c[x]) * scale[2] + shift[2]);                                        \
+    }                                                                                                   \
+  }
+
+#define SF_LEAVES(IN, OUT, STORE) SF_ROW(IN, OUT, STORE) SF_PLANES(IN, OUT, STORE)
+
+SF_LEAVES(uint8_t, float, to_float)
+SF_LEAVES(uint8_t, uint16_t, to_bfloat16)
+SF_LEAVES(float, float, to_float)
+SF_LEAVES(float, uint16_t, to_bfloat16)
+
+bool is_interleaved(const Tensor& images) {
+  return images.stride(1) == 1 && (images.size(3) == 1 || images.stride(3) == kChannels);
+}
 
 template <class In, class Out>
 void normalize(const Tensor& images, const std::vector<float>& scale, const std::vector<float>& shift, Tensor& output) {
   const int64_t height = images.size(2), n = images.size(3) * kChannels;
-  const int64_t image_stride = images.stride(0), row_stride = images.stride(2);
+  const int64_t image_stride = images.stride(0), row_stride = images.stride(2), plane = images.stride(1);
+  const bool planar = !is_interleaved(images);
   const In* in = static_cast<const In*>(images.const_data_ptr());
   Out* out = static_cast<Out*>(output.mutable_data_ptr());
   torch::stable::parallel_for(0, images.size(0) * height, std::max<int64_t>(1, kGrain / n),
                               [&](int64_t row, int64_t end) {
-                                for (; row < end; ++row)
-                                  normalize_row(in + row / height * image_stride + row % height * row_stride, n,
-                                                scale.data(), shift.data(), out + row * n);
+                                for (; row < end; ++row) {
+                                  const In* first = in + row / height * image_stride + row % height * row_stride;
+                                  if (planar)
+                                    normalize_planes(first, first + plane, first + 2 * plane, images.size(3),
+                                                     scale.data(), shift.data(), out + row * n);
+                                  else
+                                    normalize_row(first, n, scale.data(), shift.data(), out + row * n);
+                                }
                               });
 }
 
@@ -59,7 +82,7 @@ Tensor normalize_images(Tensor images, std::vector<double> mean, std::vector<dou
                images.size(3) < kMaxExtent,
            "normalize_images: expected (B, 3, H, W)");
   SF_CHECK(mean.size() == kChannels && std.size() == kChannels, "normalize_images: expected 3 means and deviations");
-  if (images.stride(1) != 1 || (images.size(3) > 1 && images.stride(3) != kChannels))
+  if (!is_interleaved(images) && images.size(3) > 1 && images.stride(3) != 1)
     images = torch::stable::contiguous(images, MemoryFormat::ChannelsLast);
   const int64_t width = images.size(3);
   std::vector<float> scale(width * kChannels), shift(width * kChannels);

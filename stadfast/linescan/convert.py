@@ -6,7 +6,7 @@ operators that are local in the rows can be streamed, whichever method it belong
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -101,11 +101,13 @@ class _Converter:
             raise UsageError(f"detector: its maps cannot be streamed: {name} is not known to work row by row")
         return handler(node)
 
-    def add(self, layer: Layer, *sources: int) -> list[int]:
+    def add(self, layer: Layer, *sources: int, at: int | None = None) -> list[int]:
+        """Put a layer at the end of the chain, or at a place where its sources are known; returns its values."""
+        at = len(self.layers) if at is None else at
         outputs = tuple(range(len(self.rows), len(self.rows) + len(layer.outputs)))
         self.rows += layer.outputs
-        self.layers.append(layer)
-        self.links.append(Link(sources, outputs))
+        self.layers.insert(at, layer)
+        self.links.insert(at, Link(sources, outputs))
         return list(outputs)
 
     # ---------------------------------------------------------------- one operator each
@@ -241,16 +243,22 @@ class _Converter:
 
     def _pyramid_distance(self, node: Node) -> list[int]:
         students, teachers, eps = node.args
-        sources = [self.values[x] for x in (*students, *teachers)]
-        rows = [self.rows[source] for source in sources]
-        return self.add(Distance(rows[: len(students)], rows[len(students) :], eps), *sources)
+        return self._distances(students, teachers, eps)
 
     def _anomaly_map(self, node: Node) -> int:
         students, teachers, groups, weights, grid, size, combine, eps = node.args
-        sources = [self.values[x] for x in (*students, *teachers)]
-        rows = [self.rows[source] for source in sources]
-        distances = self.add(Distance(rows[: len(students)], rows[len(students) :], eps), *sources)
+        distances = self._distances(students, teachers, eps)
         return self._combination(distances, groups, weights, grid, size, combine)
+
+    def _distances(self, students: Sequence[Node], teachers: Sequence[Node], eps: float) -> list[int]:
+        """Of each level at once when its features are there, while they are in the cache."""
+        found = []
+        for pair in zip(students, teachers, strict=True):
+            student, teacher = (self.values[node] for node in pair)
+            layer = Distance(self.rows[student], self.rows[teacher], eps)
+            made = [i for i, link in enumerate(self.links) if {student, teacher} & set(link.outputs)]
+            found += self.add(layer, student, teacher, at=max(made, default=-1) + 1)
+        return found
 
     def _upsample_combine(self, node: Node) -> int:
         maps, groups, weights, grid, size, combine = node.args

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -90,6 +91,12 @@ class Layer(nn.Module):
         """
         raise NotImplementedError
 
+    def bound(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> Callable[[], list[Tensor]]:
+        """:meth:`forward` for windows that lie where they are in every step: what can be decided, is."""
+        return partial(self.forward, windows, step, last=last, into=into)
+
 
 class Pointwise(Layer):
     """An operator that mixes no rows; sources of different delay wait for the latest.
@@ -110,22 +117,22 @@ class Pointwise(Layer):
 
 
 class Distance(Layer):
-    """``pyramid_distance`` of L students and their L teachers; each level waits for the later of the two."""
+    """``pyramid_distance`` of one level; it waits for the later of student and teacher."""
 
-    def __init__(self, students: Sequence[Rows], teachers: Sequence[Rows], eps: float) -> None:
-        latest = [max(s.delay, t.delay) for s, t in zip(students, teachers, strict=True)]
-        sources = [*students, *teachers]
-        outputs = [s._replace(delay=delay) for s, delay in zip(students, latest, strict=True)]
+    def __init__(self, student: Rows, teacher: Rows, eps: float) -> None:
+        latest = max(student.delay, teacher.delay)
         super().__init__(
-            sources, outputs, [d - s.delay for d, s in zip([*latest, *latest], sources, strict=True)]
+            [student, teacher],
+            [student._replace(delay=latest)],
+            [latest - student.delay, latest - teacher.delay],
         )
         self.eps = eps
 
     def forward(
         self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
     ) -> list[Tensor]:
-        both = _wait(windows, self.carried)
-        return ops.pyramid_distance(both[: len(both) // 2], both[len(both) // 2 :], eps=self.eps)
+        student, teacher = _wait(windows, self.carried)
+        return ops.pyramid_distance([student], [teacher], eps=self.eps)
 
 
 def _wait(windows: list[Tensor], carried: Sequence[int]) -> list[Tensor]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from .layers import Layer, Rows, Step
+from .native import is_recorded
 
 
 class Sliding(Layer):
@@ -88,62 +90,107 @@ class Convolution(Sliding):
         self.register_buffer("bias", bias)
         self.stride, self.dilation, self.groups = list(stride), list(dilation), groups
         self.activation = activation
-        self._laid_out: Tensor | None = None
+        self._laid_out: Tensor | None = None  # for oneDNN
+        self._packed: tuple[Tensor, Tensor] | None = None  # for tiles: filters and bias
 
     def forward(
         self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
     ) -> list[Tensor]:
+        window, residual = self._sources(windows, step)
+        if self._ahead(window):
+            return [self._fused(window, residual, last, into)()]
+        x = F.conv2d(window, self.weight, self.bias, self.stride, self._padding, self.dilation, self.groups)
+        x = x if residual is None else x + residual
+        return [x if self.activation is None else self.activation.function(x)]
+
+    def bound(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> Callable[[], list[Tensor]]:
+        window, residual = self._sources(windows, step)
+        if not self._ahead(window) or window.data_ptr() != windows[0].data_ptr():
+            return super().bound(windows, step, last=last, into=into)
+        run = self._fused(window, residual, last, into)
+        return lambda: [run()]
+
+    def _sources(self, windows: list[Tensor], step: Step) -> tuple[Tensor, Tensor | None]:
+        """The rows to convolve, with columns beside them if the padding differs left and right; the residual."""
         rows = int(step.rows * self.outputs[0].rate)
         window = self.filled(windows[0], step).to(self.weight.dtype)
         if self.later:
             window = window[:, :, : (rows - 1) * self.stride[0] + self.reach]
-        residual = windows[1][:, :, :rows] if len(windows) > 1 else None
+        if self.columns[0] != self.columns[1]:
+            window = F.pad(window, self.columns)
+        return window, windows[1][:, :, :rows] if len(windows) > 1 else None
+
+    @property
+    def _padding(self) -> list[int]:
         left, right = self.columns
-        if left != right:
-            window, left = F.pad(window, (left, right)), 0
-        if window.device.type == "cpu" and not _recorded() and ops.onednn_takes(window.dtype):
-            return [self._fused(window, [0, left], residual, last, into)]
-        x = F.conv2d(window, self.weight, self.bias, self.stride, (0, left), self.dilation, self.groups)
-        x = x if residual is None else x + residual
-        return [x if self.activation is None else self.activation.function(x)]
+        return [0, left if left == right else 0]
+
+    def _ahead(self, window: Tensor) -> bool:
+        """Whether the weights can be laid out ahead."""
+        return window.device.type == "cpu" and not is_recorded() and ops.onednn_takes(window.dtype)
 
     def _fused(
-        self, window: Tensor, padding: list[int], residual: Tensor | None, last: bool, into: Tensor | None
-    ) -> Tensor:
-        rest = (padding, self.stride, self.dilation, self.groups)
+        self, window: Tensor, residual: Tensor | None, last: bool, into: Tensor | None
+    ) -> Callable[[], Tensor]:
+        """What runs the convolution, as often as it is called, with what lies in its arguments then."""
+        name, numbers = ("none", ()) if self.activation is None else self.activation[1:]
+        if name in ("none", "relu") and ops.tiles_take(self.weight, self.stride, self.dilation, self.groups):
+            return self._tiled(window, residual, last, into)
+        rest = (self._padding, self.stride, self.dilation, self.groups)
         if self._laid_out is None:
             operator = torch.ops.mkldnn._reorder_convolution_weight
             self._laid_out = operator(self.weight, *rest, list(window.shape))
-        name, numbers = ("none", ()) if self.activation is None else self.activation[1:]
+        filters = (self._laid_out, self.bias, *rest)
+        added = residual
         if residual is None and into is not None and name in ("none", "relu") and _is_dense(into):
-            residual, last = into.zero_(), True  # writing zeros costs less than copying the result
-        if residual is None:
-            return torch.ops.mkldnn._convolution_pointwise(
-                window, self._laid_out, self.bias, *rest, name, list(numbers), ""
+            added, last = into, True
+        if added is None:
+            alone = torch.ops.mkldnn._convolution_pointwise.default
+            return partial(alone, window, *filters, name, list(numbers), "")
+        after: tuple[Any, ...] = ("add", 1.0, None if name == "none" else name, [], "")
+
+        def run() -> Tensor:
+            if residual is None:
+                total = added.zero_()  # writing zeros costs less than copying the result
+            else:
+                total = added.contiguous(memory_format=torch.channels_last)
+                total = total.clone() if total is added and not last else total
+            torch.ops.mkldnn._convolution_pointwise_.binary(total, window, *filters, *after)
+            return total
+
+        return run
+
+    def _tiled(
+        self, window: Tensor, residual: Tensor | None, last: bool, into: Tensor | None
+    ) -> Callable[[], Tensor]:
+        """The same by our own kernel, which writes wherever it shall."""
+        if self._packed is None:
+            bias = self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
+            self._packed = ops.pack_filters(self.weight), bias.float()
+        filters, bias = self._packed
+        kernel, padding = self.weight.shape[2:], self._padding
+        stride, groups, rectified = self.stride[0], self.groups, self.activation is not None
+        if into is None and last:
+            into = residual
+        columns = (window.shape[3] + 2 * padding[1] - kernel[1]) // stride + 1
+        rows = (window.shape[2] - kernel[0]) // stride + 1
+        shape = (window.shape[0], self.weight.shape[0], rows, columns)
+
+        def run() -> Tensor:
+            output = into
+            if output is None:
+                output = torch.empty(shape, dtype=window.dtype, memory_format=torch.channels_last)
+            return ops.convolve_(
+                output, window, filters, bias, residual, kernel, stride, padding, groups, rectified
             )
-        dense = residual.contiguous(memory_format=torch.channels_last)
-        total = dense if last or dense is not residual else residual.clone()
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            total,
-            window,
-            self._laid_out,
-            self.bias,
-            *rest,
-            "add",
-            1.0,
-            None if name == "none" else name,
-            [],
-            "",
-        )
-        return total
+
+        return run
 
 
 def _is_dense(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _recorded() -> bool:
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 class MaxPool(Sliding):
@@ -169,7 +216,7 @@ class MaxPool(Sliding):
         self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
     ) -> list[Tensor]:
         above, rows = windows if len(windows) == 2 else (None, self.filled(windows[0], step))
-        if self.simple and not _recorded():
+        if self.simple and not is_recorded():
             return [ops.max_pool2d(rows, self.kernel[0], self.stride[0], (0, self.columns[0]), above=above)]
         return [F.max_pool2d(rows, self.kernel, self.stride, (0, self.columns[0]), self.dilation)]
 

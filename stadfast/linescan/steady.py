@@ -1,20 +1,15 @@
-"""The steady state in place: a value's rows lie in memory that is made once, behind those carried over.
-
-What :class:`StripNetwork` does with new tensors in every step is done here without most of the copies. A residual block
-adds to its input where this lies, so that its result follows what it carries itself, if there is room before::
-
-    memory                           carried by 2 | carried by 1 | new rows of 1 ...
-    window of value 1                             [                                ]
-    value 2 = value 1 + convolutions [                           ]  written in place; carried by 1 remains behind
-"""
+"""The steady state in place: what :class:`StripNetwork` does with new tensors in every step, without most copies."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .layers import Step
 from .network import State, StripNetwork
+from .windows import Windows
 
 
 class SteadySteps:
@@ -31,103 +26,86 @@ class SteadySteps:
 
     def __init__(self, network: StripNetwork, rows: int, state: State) -> None:
         self.network, self.step = network, Step(rows)
-        self._carried = {value: kept.shape[2] for value, kept in zip(network.carrying, state, strict=True)}
-        counts = {value: int(rows * network.rows[value].rate) for value in self._carried}
-        self._parts = {value for value in network.in_parts if counts[value] >= self._carried[value]}
-        self._overwrites = [self._may_overwrite(i) for i in range(len(network.chain))]
-        self._windows: dict[int, Tensor] = {}  # carried and new rows; in parts: those carried
-        self._shifts: list[tuple[Tensor, Tensor]] = []
-        following = self._written_in_place() if state[0].shape[0] == 1 else {}
         with torch.inference_mode(False), torch.no_grad():
-            for value, kept in zip(network.carrying, state, strict=True):
-                if value in self._parts:
-                    self._windows[value] = torch.empty_like(kept)
-                elif value not in self._windows:
-                    self._allocate(value, following, kept, counts[value])
-            self._new = {
-                v: window[:, :, self._carried[v] :]
-                for v, window in self._windows.items()
-                if v not in self._parts
-            }
-            self.state = tuple(self._windows[v][:, :, :rows] for v, rows in self._carried.items())
+            self._memory = Windows(network, rows, state)
             self._inputs = [
                 [self._input(*pair) for pair in zip(link.sources, layer.carried, strict=True)]
                 for layer, link in network.chain
             ]
+            self._bound = [self._bind(i) for i in range(len(network.chain))]
+        self._targets = [copy.target for copy in self._memory.shifts]
+        self._moved = [copy.source for copy in self._memory.shifts]
+        self.state = self._memory.state
 
     def __call__(self, rows: Tensor, state: State) -> tuple[Tensor, State]:
         """(B, 3, rows, W) and what the step before carried on -> (map rows, what to carry on)."""
         if state is not self.state:
             for mine, given in zip(self.state, state, strict=True):
                 mine.copy_(given)
+        memory = self._memory
         loose: dict[int, Tensor] = {}
         self._put(0, rows, loose)
-        for i, (layer, link) in enumerate(self.network.chain):
-            windows = []
-            for value, skipped, window in self._inputs[i]:
-                if window is not None:
-                    windows.append(window)
-                if value in loose:
-                    windows.append(loose[value][:, :, skipped:] if skipped else loose[value])
-            found = layer(windows, self.step, last=self._overwrites[i], into=self._new.get(link.outputs[0]))
+        for i, (_, link) in enumerate(self.network.chain):
+            if i in memory.before:
+                memory.before[i].run()
+            bound = self._bound[i]
+            found = self._run(i, loose) if bound is None else bound()
             for value, x in zip(link.outputs, found, strict=True):
                 self._put(value, x, loose)
             for value in link.sources:
                 if self.network.last_use[value] == i and value in loose:
                     self._drop(value, loose)
-        for start, end in self._shifts:
-            start.copy_(end)
+            if i in memory.after:
+                memory.after[i].run()
+        if self._targets:
+            torch._foreach_copy_(self._targets, self._moved)  # one after the other
         output = self.network.output
-        return loose[output] if output in loose else self._new[output].clone(), self.state
+        return loose[output] if output in loose else memory.new[output].clone(), self.state
 
     def _put(self, value: int, x: Tensor, loose: dict[int, Tensor]) -> None:
-        if value not in self._new:
+        new = self._memory.new.get(value)
+        if new is None:
             loose[value] = x
-        elif x.data_ptr() != self._new[value].data_ptr():
-            self._new[value].copy_(x)
+        elif x.data_ptr() != new.data_ptr():
+            new.copy_(x)
 
     def _drop(self, value: int, loose: dict[int, Tensor]) -> None:
         x = loose.pop(value)
-        if value in self._parts:
-            self._windows[value].copy_(x[:, :, x.shape[2] - self._carried[value] :])
+        if value in self._memory.in_parts:
+            kept = self._memory.windows[value]
+            kept.copy_(x[:, :, x.shape[2] - kept.shape[2] :])
+
+    # ---------------------------------------------------------------- layers
 
     def _input(self, value: int, carried: int) -> tuple[int, int, Tensor | None]:
         """A layer's source: (value, rows that it skips of the new ones, its window if this is in memory)."""
-        if value not in self._windows:
-            return value, -carried, None
-        skipped = self._carried[value] - carried
-        return value, 0, self._windows[value][:, :, skipped:]
+        window = self._memory.of(value, carried)
+        return value, -carried if window is None else 0, window
 
-    # ---------------------------------------------------------------- memory
+    def _windows(self, i: int, loose: dict[int, Tensor]) -> list[Tensor]:
+        """What layer i reads."""
+        windows = []
+        for value, skipped, window in self._inputs[i]:
+            if window is not None:
+                windows.append(window)
+            if value in loose:
+                windows.append(loose[value][:, :, skipped:] if skipped else loose[value])
+        return windows
 
-    def _may_overwrite(self, i: int) -> bool:
-        """Whether layer i may write over the new rows of its last source without touching what is carried on."""
+    def _bind(self, i: int) -> Callable[[], list[Tensor]] | None:
+        """Layer i as a function, if all that it reads is in memory."""
         layer, link = self.network.chain[i]
-        return self.network.overwrites[i] and layer.carried[-1] == self._carried.get(link.sources[-1], 0)
-
-    def _written_in_place(self) -> dict[int, int]:
-        """By value: the one that takes its place."""
-        return {
-            link.sources[1]: link.outputs[0]
-            for i, (_, link) in enumerate(self.network.chain)
-            if len(link.sources) == 2 and self._overwrites[i]
-            and link.sources[1] in self._carried and link.outputs[0] in self._carried
-        }  # fmt: skip
-
-    def _allocate(self, value: int, following: dict[int, int], kept: Tensor, rows: int) -> None:
-        """Memory for a value and those that take its place, one after the other."""
-        values = [value]
-        while values[-1] in following:
-            values.append(following[values[-1]])
-        start = room = sum(self._carried[v] for v in values)
-        shape = (*kept.shape[:2], room + rows, kept.shape[3])
-        memory = torch.empty(shape, dtype=kept.dtype, device=kept.device).to(
-            memory_format=torch.channels_last
+        if not set(link.sources) <= set(self._memory.new):
+            return None
+        return layer.bound(
+            self._windows(i, {}), self.step, last=self._memory.overwrites[i], into=self._into(i)
         )
-        for v in values:
-            start -= self._carried[v]
-            self._windows[v] = memory[:, :, start : start + self._carried[v] + rows]
-        self._shifts += [
-            (memory[:, :, first : first + n], memory[:, :, first + rows : first + rows + n])
-            for first in range(0, room, rows) for n in [min(rows, room - first)]
-        ]  # fmt: skip
+
+    def _run(self, i: int, loose: dict[int, Tensor]) -> list[Tensor]:
+        layer = self.network.chain[i][0]
+        windows = self._windows(i, loose)
+        return layer(windows, self.step, last=self._memory.overwrites[i], into=self._into(i))  # type: ignore[no-any-return]
+
+    def _into(self, i: int) -> Tensor | None:
+        """Where layer i may write its result."""
+        return self._memory.new.get(self.network.chain[i][1].outputs[0])

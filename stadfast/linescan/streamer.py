@@ -200,8 +200,9 @@ class RowStreamer:
         if self._steps is None or self._cameras != block.shape[0]:
             rows = block.shape[2] // self.module.prepare.downscale
             self._steps, self._cameras = SteadySteps(self.module.network, rows, self._state), block.shape[0]
-        maps, state = self._steps(self.module.prepare.normalised(block), self._state)
-        return maps[:, :, :, : self.width], state
+        with torch.inference_mode():  # less to do for each of the many small operators
+            maps, state = self._steps(self.module.prepare.normalised(block), self._state)
+        return maps[:, :, :, : self.width].clone(), state
 
     @torch.no_grad()
     def _advance(self, rows: Tensor, total: int | None) -> Tensor:

@@ -5,6 +5,7 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 
 from ._library import Backend, backend, cache_folder, plain_pytorch
 from ._onednn import onednn_takes
+from .convolution import convolve_, has_tiles, pack_filters, tiles_take
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .images import normalize_images
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
@@ -22,12 +23,15 @@ __all__ = [
     "bin_keys",
     "cache_folder",
     "code_distance",
+    "convolve_",
     "ensemble_scores",
+    "has_tiles",
     "key_histogram",
     "label_regions",
     "max_pool2d",
     "normalize_images",
     "onednn_takes",
+    "pack_filters",
     "peer_distance",
     "plain_pytorch",
     "pyramid_distance",
@@ -36,5 +40,6 @@ __all__ = [
     "reduce_heads",
     "region_histogram",
     "region_pixels",
+    "tiles_take",
     "upsample_combine",
 ]

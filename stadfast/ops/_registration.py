@@ -51,6 +51,11 @@ def _(input: Tensor, above: Tensor | None, kernel: int, stride: int, padding: li
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
+@torch.library.register_fake("stadfast::convolve_")
+def _(output: Tensor, *arguments: Any) -> None:
+    return None
+
+
 @torch.library.register_fake("stadfast::normalize_images")
 def _(images: Tensor, mean: list[float], std: list[float], bfloat16: bool) -> Tensor:
     dtype = torch.bfloat16 if bfloat16 else torch.float32

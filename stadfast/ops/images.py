@@ -24,7 +24,8 @@ def normalize_images(
     Without gradients; elsewhere than on a CPU these lines run.
 
     Args:
-        images: (B, 3, H, W) uint8, or float32 in [0, 1]; read in place where the channels of a pixel are neighbours.
+        images: (B, 3, H, W) uint8, or float32 in [0, 1]; read in place where the channels of a pixel, or
+            the pixels of a row, are neighbours.
         mean: of the three channels, for images in [0, 1].
         std: likewise.
         dtype: ``torch.float32`` or ``torch.bfloat16``.

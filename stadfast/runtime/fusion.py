@@ -1,4 +1,4 @@
-"""Convolutions with what follows them, as one oneDNN operator with its weights laid out ahead."""
+"""Convolutions with what follows them as one operator, oneDNN's or our own, with its weights laid out ahead."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
 
 
 def fuse(module: fx.GraphModule, *, residuals: bool = True) -> int:
-    """Replace convolutions by oneDNN's fused operator, in place; returns how many.
+    """Replace convolutions by a fused operator, in place; returns how many: ours on tiles, elsewhere oneDNN's.
 
     ``act(conv(x) + residual)`` becomes one call. The residual is overwritten where nothing needs it afterwards.
     A convolution that oneDNN's operator does not take stays as it is. Without ``residuals`` additions stay apart.
@@ -104,7 +104,7 @@ def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], r
     following = _only_user(node)
     if residuals and following is not None and following.target in ADDITIONS:
         other = _addend(following, node)
-        overwrite = other is not None and _dies_at(other, following, order)
+        overwrite = other not in (None, found.x) and _dies_at(other, following, order)  # type: ignore[arg-type]
         # Out of place torch does not fuse groups and some layouts, and its way around knows no half types.
         apart = found.groups == 1 and node.meta["dtype"] == torch.float32
         if other is not None and (overwrite or apart):
@@ -117,11 +117,17 @@ def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], r
         if residual is None or wanted.name == "relu":
             activation = wanted
             chain.append(following)
-    rest = (
+    weight = getattr(module, str(found.weight.target))
+    tiled = activation.name in ("none", "relu") and ops.tiles_take(
+        weight, found.stride, found.dilation, found.groups
+    )
+    rest: tuple[Any, ...] = () if tiled else (
         _laid_out(module, found), found.bias, found.padding, found.stride, found.dilation, found.groups,
     )  # fmt: skip
     with module.graph.inserting_before(chain[-1]):
-        if residual is None:
+        if tiled:
+            fused = _tiled(module, found, residual, overwrite, activation)
+        elif residual is None:
             args: tuple[Any, ...] = (found.x, *rest, activation.name, list(activation.numbers), "")
             fused = module.graph.call_function(mkldnn._convolution_pointwise.default, args)
         else:
@@ -134,6 +140,38 @@ def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], r
     chain[-1].replace_all_uses_with(fused)
     for dead in reversed(chain):
         module.graph.erase_node(dead)
+
+
+def _tiled(
+    module: fx.GraphModule,
+    found: Convolution,
+    residual: fx.Node | None,
+    overwrite: bool,
+    activation: Activation,
+) -> fx.Node:
+    """The convolution by our own kernel."""
+    weight = getattr(module, str(found.weight.target))
+    bias = weight.new_zeros(len(weight)) if found.bias is None else getattr(module, str(found.bias.target))
+    packed = {"tiles": ops.pack_filters(weight), "bias": bias.float()}
+    for name, tensor in packed.items():
+        module.register_buffer(f"{found.weight.target}_{name}", tensor, persistent=False)
+    constants = [module.graph.get_attr(f"{found.weight.target}_{name}") for name in packed]
+    rest = (list(weight.shape[2:]), found.stride[0], found.padding, found.groups, activation is not _IDENTITY)
+    return module.graph.call_function(convolved, (found.x, *constants, residual, overwrite, *rest))
+
+
+def convolved(
+    x: Tensor, filters: Tensor, bias: Tensor, residual: Tensor | None, overwrite: bool,
+    kernel: list[int], stride: int, padding: list[int], groups: int, rectify: bool,
+) -> Tensor:  # fmt: skip
+    """:func:`~stadfast.ops.convolve_` into the residual, if it may be overwritten, or into new memory."""
+    output = residual
+    if output is None or not overwrite or output.stride(1) != 1:
+        sides = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(x.shape[2:], padding, kernel, strict=True)]
+        output = torch.empty(
+            (x.shape[0], len(bias), *sides), dtype=x.dtype, memory_format=torch.channels_last
+        )
+    return ops.convolve_(output, x, filters, bias, residual, kernel, stride, padding, groups, rectify)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -161,7 +199,13 @@ def _dies_at(value: fx.Node, addition: fx.Node, order: dict[fx.Node, int]) -> bo
 
 def _is_view(node: fx.Node) -> bool:
     """Whether the node's result may share memory with an input that lives on."""
-    if node.target in (mkldnn._convolution_pointwise_.binary, ops.max_pool2d, *ACTIVATIONS, *ADDITIONS):
+    if node.target in (
+        mkldnn._convolution_pointwise_.binary,
+        convolved,
+        ops.max_pool2d,
+        *ACTIVATIONS,
+        *ADDITIONS,
+    ):
         return False  # written in place into an intermediate that nobody else holds
     returns = getattr(getattr(node.target, "_schema", None), "returns", None)
     return returns is None or any(value.alias_info is not None for value in returns)

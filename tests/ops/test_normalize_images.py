@@ -21,6 +21,9 @@ LAYOUTS = {
         memory_format=torch.channels_last
     )[:, :, 1 : 1 + x.shape[2], 3 : 3 + x.shape[3]],
     "with alpha": lambda x: torch.cat([x, x[:, :1]], dim=1).contiguous(memory_format=torch.channels_last)[:, :3],
+    "planar, cropped": lambda x: torch.nn.functional.pad(x, (3, 2, 1, 4))[
+        :, :, 1 : 1 + x.shape[2], 3 : 3 + x.shape[3]
+    ],
     "grey": lambda x: x[:, :1].expand(-1, 3, -1, -1),
     "rows swapped": lambda x: x.mT.contiguous().mT,
 }  # fmt: skip

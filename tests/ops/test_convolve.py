@@ -1,0 +1,198 @@
+"""convolve_ against torch's convolution, in all geometries that tiles take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stadfast import ops
+from stadfast.ops import plain_pytorch
+
+pytestmark = pytest.mark.skipif(not ops.has_tiles(), reason="this processor has no tiles (AMX)")
+
+# (batch, groups, channels in and out of a group, height, width, kernel, stride, padding)
+GEOMETRIES = [
+    (1, 1, 32, 32, 5, 7, (3, 3), 1, (1, 1)),
+    (2, 2, 64, 64, 9, 33, (3, 3), 1, (0, 1)),
+    (3, 2, 32, 96, 8, 16, (3, 3), 1, (1, 1)),
+    (1, 2, 64, 32, 17, 65, (3, 3), 2, (1, 1)),
+    (1, 1, 96, 64, 6, 40, (1, 1), 2, (0, 0)),
+    (2, 1, 32, 64, 11, 12, (5, 3), 1, (2, 1)),
+    (1, 2, 32, 32, 3, 1, (3, 1), 3, (0, 0)),
+    (1, 1, 32, 128, 5, 7, (3, 3), 1, (1, 1)),  # fewer rows than threads
+    (1, 2, 256, 256, 6, 64, (3, 3), 1, (0, 1)),  # filters larger than a core's cache
+]
+
+
+def case(geometry: tuple, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(input, weight, bias, residual)."""
+    batch, groups, channels, filters, height, width, kernel, stride, padding = geometry
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, groups * channels, height, width, generator=generator).bfloat16()
+    weight = torch.randn(groups * filters, channels, *kernel, generator=generator) / channels**0.5
+    bias = torch.randn(groups * filters, generator=generator)
+    size = [(n + 2 * p - k) // stride + 1 for n, p, k in zip((height, width), padding, kernel, strict=True)]
+    residual = torch.randn(batch, groups * filters, *size, generator=generator).bfloat16()
+    return interleaved(x), weight.bfloat16(), bias, interleaved(residual)
+
+
+def interleaved(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def run(
+    output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    geometry: tuple,
+    relu: bool,
+):
+    _, groups, *_, kernel, stride, padding = geometry
+    filters = ops.pack_filters(weight)
+    return ops.convolve_(output, x, filters, bias, residual, kernel, stride, padding, groups, relu)
+
+
+def exact(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, geometry: tuple, relu: bool
+) -> Tensor:
+    _, groups, *_, stride, padding = geometry
+    y = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding, 1, groups)
+    y = y if residual is None else y + residual
+    return y.relu() if relu else y
+
+
+def assert_equal(found: Tensor, wanted: Tensor) -> None:
+    """But for one rounding, and that of sums in float32."""
+    torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_equals_torch(geometry: tuple, added: bool, relu: bool) -> None:
+    x, weight, bias, residual = case(geometry)
+    assert ops.tiles_take(weight, [geometry[-2]] * 2, [1, 1], geometry[1])
+    output = torch.full_like(residual, float("nan"))  # whatever was there
+    found = run(output, x, weight, bias, residual if added else None, geometry, relu)
+    assert found is output
+    assert_equal(found, exact(x, weight, bias, residual if added else None, geometry, relu))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[-2]], ids=str)
+def test_threads_change_nothing(geometry: tuple, threads: int) -> None:
+    x, weight, bias, residual = case(geometry)
+    once = run(torch.empty_like(residual), x, weight, bias, residual, geometry, True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(run(torch.empty_like(residual), x, weight, bias, residual, geometry, True), once)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_views_of_rows_and_channels_and_the_residual_itself() -> None:
+    """As row streaming has them: windows of a memory, results behind the rows that are carried, sums in place."""
+    geometry = GEOMETRIES[1]
+    x, weight, bias, residual = case(geometry)
+    x, residual = x[:1], residual[:1]
+    wanted = exact(x, weight, bias, residual, geometry, True)
+    wide = interleaved(torch.cat([x, x], dim=1))
+    wide = interleaved(torch.cat([wide, wide], dim=2))
+    memory = interleaved(torch.cat([torch.zeros_like(residual[:, :, :2]), residual], dim=2))
+    output = memory[:, :, 2:]
+    run(output, wide[:, : x.shape[1], : x.shape[2]], weight, bias, output, geometry, True)
+    assert_equal(output, wanted)
+    assert not memory[:, :, :2].any()
+
+
+def test_planar_features_are_copied() -> None:
+    geometry = GEOMETRIES[0]
+    x, weight, bias, residual = case(geometry)
+    found = run(
+        torch.empty_like(residual), x.contiguous(), weight, bias, residual.contiguous(), geometry, False
+    )
+    assert_equal(found, exact(x, weight, bias, residual, geometry, False))
+
+
+def test_nan_and_infinity_stay() -> None:
+    geometry = GEOMETRIES[0]
+    x, weight, bias, residual = case(geometry)
+    x[0, 0, 0, 0], residual[0, 1, 4, 6] = float("nan"), float("inf")
+    found = run(torch.empty_like(residual), x, weight, bias, residual, geometry, True)
+    assert found[0, :, :2, :2].isnan().all()
+    assert found[0, 1, 4, 6] == float("inf")
+    assert found[0, 2:, 2:, 2:].isfinite().all()
+
+
+def test_others_tiles_are_left_alone() -> None:
+    """oneDNN keeps its tiles' shapes between two calls."""
+    geometry = GEOMETRIES[1]
+    x, weight, bias, residual = case(geometry)
+    before = F.conv2d(x, weight, bias.bfloat16(), 1, (0, 1), 1, 2)
+    for _ in range(3):
+        run(torch.empty_like(residual), x, weight, bias, None, geometry, False)
+        assert torch.equal(F.conv2d(x, weight, bias.bfloat16(), 1, (0, 1), 1, 2), before)
+
+
+def test_operator_contract() -> None:
+    geometry = GEOMETRIES[2]
+    x, weight, bias, residual = case(geometry)
+    arguments = (
+        torch.empty_like(residual),
+        x,
+        ops.pack_filters(weight),
+        bias,
+        residual,
+        [3, 3],
+        1,
+        [1, 1],
+        2,
+        True,
+    )
+    torch.library.opcheck(torch.ops.stadfast.convolve_.default, arguments)
+
+
+def test_what_tiles_do_not_take() -> None:
+    weight = torch.zeros(64, 32, 3, 3, dtype=torch.bfloat16)
+    assert ops.tiles_take(weight, [1, 1], [1, 1], 2)
+    assert not ops.tiles_take(weight.float(), [1, 1], [1, 1], 2)
+    assert not ops.tiles_take(weight[:, :3], [1, 1], [1, 1], 1)
+    assert not ops.tiles_take(weight[:40], [1, 1], [1, 1], 1)
+    assert not ops.tiles_take(weight, [1, 2], [1, 1], 2)
+    assert not ops.tiles_take(weight, [1, 1], [2, 2], 2)
+    with plain_pytorch():
+        assert not ops.tiles_take(weight, [1, 1], [1, 1], 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output": torch.zeros(1, 32, 5, 6, dtype=torch.bfloat16), "residual": None}, "does not follow"),
+        ({"output": torch.zeros(1, 32, 5, 7)}, "bfloat16"),
+        ({"x": torch.zeros(1, 32, 5, 7)}, "bfloat16"),
+        ({"x": torch.zeros(32, 5, 7, dtype=torch.bfloat16)}, "bfloat16"),
+        ({"residual": torch.zeros(1, 32, 5, 6, dtype=torch.bfloat16)}, "residual"),
+        ({"weight": torch.zeros(32, 32, 1, 1, dtype=torch.bfloat16)}, "pack_filters"),
+        ({"bias": torch.zeros(31)}, "bias"),
+        ({"bias": torch.zeros(32, dtype=torch.bfloat16)}, "bias"),
+    ],
+)  # fmt: skip
+def test_mistakes(change: dict, message: str) -> None:
+    geometry = GEOMETRIES[0]
+    x, weight, bias, residual = case(geometry)
+    given = {
+        "output": torch.empty_like(residual),
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "residual": residual,
+    }
+    given |= change
+    given["output"] = interleaved(given["output"])
+    with pytest.raises(RuntimeError, match=message):
+        run(**given, geometry=geometry, relu=True)
