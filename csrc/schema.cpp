@@ -17,7 +17,7 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
   m.def(
       "convolve_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, Tensor? residual, int[] kernel, "
       "int stride, int[] padding, int groups, bool rectify) -> ()");
-  m.def("has_tiles() -> bool");
+  m.def("has_amx() -> bool");
   m.def("normalize_images(Tensor images, float[] mean, float[] std, bool bfloat16) -> Tensor");
   m.def("label_regions(Tensor masks) -> (Tensor, Tensor)");
   m.def("region_pixels(Tensor[] maps, Tensor[] masks) -> (Tensor, Tensor, Tensor, Tensor)");

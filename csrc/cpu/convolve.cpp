@@ -32,7 +32,8 @@ struct Convolution {
   uint16_t* output;
   bool rectify;
 
-  int64_t places() const { return kernel_rows * kernel_columns; }
+  // Values under a row of the window, in steps of 32; what is beyond them meets zeros among the filters.
+  int64_t depth() const { return (kernel_columns * channels + kDepth - 1) / kDepth; }
   int64_t tiles_of_row() const { return (out.width + kTile - 1) / kTile; }
   // The second of two tiles is the next in the row, or where a row has one only, that of the next row.
   int64_t rows_at_once() const { return tiles_of_row() == 1 ? 2 : 1; }
@@ -44,7 +45,7 @@ struct Convolution {
 // Two tiles of pixels by 32 channels: the sum over the window and its channels of values times filters.
 SF_TILED inline void multiply(const Convolution& c, const uint16_t* const* windows, int64_t first, int64_t second_row,
                               int64_t second, const uint16_t* filters, float* sums) {
-  const int64_t pixel = c.channels * kBytes * c.stride, length = c.kernel_columns * c.channels;
+  const int64_t pixel = c.channels * kBytes * c.stride, length = c.depth() * kDepth;
   SF_FENCE;
   _tile_zero(0);
   _tile_zero(1);
@@ -99,8 +100,9 @@ SF_TILED inline void finish(const Convolution& c, const float* sums, int64_t pix
 class Rows {
  public:
   explicit Rows(const Convolution& c) : c_(c), known_(c.groups) {
-    const int64_t seen = (c.tiles_of_row() * kTile - 1) * c.stride + c.kernel_columns;
-    length_ = std::max(seen, c.in.width + c.columns_left) * c.channels;
+    const int64_t seen = (c.tiles_of_row() * kTile - 1) * c.stride * c.channels + c.depth() * kDepth;
+    length_ = std::max(seen, (c.in.width + c.columns_left) * c.channels);
+    length_ = (length_ + kDepth - 1) / kDepth * kDepth;
     auto& values = memory();
     const size_t wanted = size_t(c.groups * c.rows_seen() * length_ + kDepth);
     if (values.size() < wanted) values.resize(wanted);
@@ -142,8 +144,13 @@ class Rows {
     std::memset(to, 0, c_.columns_left * c_.channels * kBytes);
     to += c_.columns_left * c_.channels;
     from += group * c_.channels;
-    for (int64_t x = 0; x < c_.in.width; ++x, to += c_.channels, from += c_.in.pixel_stride)
-      for (int64_t i = 0; i < c_.channels; i += kDepth) _mm512_store_si512(to + i, _mm512_loadu_si512(from + i));
+    if (c_.in.pixel_stride == c_.channels) {
+      std::memcpy(to, from, c_.in.width * c_.channels * kBytes);
+      to += c_.in.width * c_.channels;
+    } else {
+      for (int64_t x = 0; x < c_.in.width; ++x, to += c_.channels, from += c_.in.pixel_stride)
+        for (int64_t i = 0; i < c_.channels; i += kDepth) _mm512_store_si512(to + i, _mm512_loadu_si512(from + i));
+    }
     std::memset(to, 0, (end - to) * kBytes);
   }
 
@@ -163,7 +170,7 @@ SF_TILED void convolve_row(const Convolution& c, Rows& rows, const Work& work) {
   const uint16_t* windows[kMaxWindows];
   rows.read(work.image, work.group, work.row, windows);
   const bool two_rows = c.rows_at_once() == 2;
-  const int64_t block = c.places() * c.channels * kChannels;
+  const int64_t block = c.kernel_rows * c.depth() * kFilterBlock;
   for (int64_t x = 0; x < c.out.width; x += 2 * kTile) {
     const int64_t first = x * c.stride * c.channels;
     const int64_t second = first + (x + kTile < c.out.width ? kTile * c.stride * c.channels : 0);
@@ -186,10 +193,11 @@ SF_TILED void convolve_row(const Convolution& c, Rows& rows, const Work& work) {
 void run(const Convolution& c) {
   const int64_t rows = (c.out.height + c.rows_at_once() - 1) / c.rows_at_once(), all_rows = c.out.batch * rows;
   const int64_t blocks = c.filters / kChannels, threads = torch::stable::get_num_threads();
+  const int64_t filters = c.groups * c.filters * c.kernel_rows * c.depth() * kDepth;
   const int64_t parts = std::clamp<int64_t>(2 * threads / std::max<int64_t>(1, c.groups * all_rows), 1, blocks);
-  const bool apart = parts > 1 || c.groups * c.filters * c.places() * c.channels * kBytes > kManyFilters;
+  const bool apart = parts > 1 || filters * kBytes > kManyFilters;
   const int64_t shares = c.groups * parts;
-  const double work = double(c.places() * c.channels) * double(c.filters * c.out.width * c.rows_at_once()) / parts;
+  const double work = double(filters / c.groups) * double(c.out.width * c.rows_at_once()) / parts;
   const int64_t grain = std::max<int64_t>(1, int64_t(kGrain / work));
   torch::stable::parallel_for(0, shares * all_rows, grain, [&](int64_t i, int64_t end) {
     const TileScope scope;
@@ -209,9 +217,10 @@ bool is_features(const Tensor& x) { return x.dim() == 4 && x.scalar_type() == Sc
 
 bool is_interleaved(const Tensor& x, Layout* layout) { return find_layout(x, layout) && layout->channel_stride == 1; }
 
-// The features, or a copy of them in which the channels of a pixel are neighbours, and the pixels of all rows.
-Tensor interleaved(const Tensor& x, Layout* layout) {
-  if (is_interleaved(x, layout)) return x;
+// The features, or a copy of them in which the channels of a pixel are neighbours, and the pixels of all rows; `dense`:
+// without other channels between the pixels.
+Tensor interleaved(const Tensor& x, bool dense, Layout* layout) {
+  if (is_interleaved(x, layout) && (!dense || layout->pixel_stride == layout->channels)) return x;
   Tensor copy = torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
   find_layout(copy, layout);
   return copy;
@@ -227,18 +236,18 @@ void convolve_(Tensor output, Tensor input, Tensor filters, Tensor bias, std::op
            "convolve_: expected input and output (B, C, H, W), bfloat16, the output channels_last");
   SF_CHECK(!residual || (is_features(*residual) && same_shape(*residual, output)),
            "convolve_: expected a residual of the output's shape and type");
-  input = interleaved(input, &c.in);
-  if (residual) residual = interleaved(*residual, &c.added);
+  input = interleaved(input, groups == 1 && input.size(1) % kDepth != 0, &c.in);
+  if (residual) residual = interleaved(*residual, false, &c.added);
   SF_CHECK(kernel.size() == 2 && padding.size() == 2 && groups >= 1 && stride >= 1 && kernel[0] >= 1 &&
-               kernel[1] >= 1 && padding[0] >= 0 && padding[1] >= 0,
-           "convolve_: expected two kernel sizes, a stride, two paddings and groups");
+               kernel[1] >= 1 && padding[0] >= 0 && padding[0] < kernel[0] && padding[1] >= 0 && padding[1] < kernel[1],
+           "convolve_: expected two kernel sizes, a stride, two smaller paddings, and groups");
   c.groups = groups, c.channels = c.in.channels / groups, c.filters = c.out.channels / groups;
   c.kernel_rows = kernel[0], c.kernel_columns = kernel[1], c.stride = stride;
   c.rows_above = padding[0], c.columns_left = padding[1], c.rectify = rectify;
   SF_CHECK(kernel[0] + stride <= kMaxWindows, "convolve_: expected kernel rows and stride of at most 32 together");
-  SF_CHECK(c.in.channels == c.channels * groups && c.out.channels == c.filters * groups && c.channels % kDepth == 0 &&
-               c.filters % kChannels == 0,
-           "convolve_: expected multiples of 32 channels in and out of each group");
+  SF_CHECK(c.in.channels == c.channels * groups && c.out.channels == c.filters * groups && c.filters % kChannels == 0 &&
+               (c.channels % kDepth == 0 || groups == 1),
+           "convolve_: expected multiples of 32 channels out of and into each group, or a single group");
   SF_CHECK(c.out.batch == c.in.batch && c.in.height + 2 * padding[0] >= kernel[0] &&
                c.in.width + 2 * padding[1] >= kernel[1] &&
                c.out.height == (c.in.height + 2 * padding[0] - kernel[0]) / stride + 1 &&
@@ -246,12 +255,12 @@ void convolve_(Tensor output, Tensor input, Tensor filters, Tensor bias, std::op
                c.in.width < kMaxExtent && c.in.channels < kMaxExtent,
            "convolve_: the output's size does not follow from the input's");
   SF_CHECK(filters.scalar_type() == ScalarType::BFloat16 && filters.is_contiguous() &&
-               filters.numel() == c.out.channels * c.places() * c.channels,
+               filters.numel() == c.out.channels * c.kernel_rows * c.depth() * kDepth,
            "convolve_: expected filters as pack_filters gives them");
   SF_CHECK(bias.scalar_type() == ScalarType::Float && bias.is_contiguous() && bias.numel() == c.out.channels,
            "convolve_: expected a float32 bias for every output channel");
 #ifdef SF_TILES
-  SF_CHECK(tiles_available(), "convolve_: this processor has no tiles (AMX)");
+  SF_CHECK(amx_available(), "convolve_: this processor has no tiles (AMX)");
   c.input = static_cast<const uint16_t*>(input.const_data_ptr());
   c.output = static_cast<uint16_t*>(output.mutable_data_ptr());
   c.weights = static_cast<const uint16_t*>(filters.const_data_ptr());
@@ -263,9 +272,9 @@ void convolve_(Tensor output, Tensor input, Tensor filters, Tensor bias, std::op
 #endif
 }
 
-bool has_tiles() {
+bool has_amx() {
 #ifdef SF_TILES
-  return tiles_available();
+  return amx_available();
 #else
   return false;
 #endif
@@ -276,5 +285,5 @@ bool has_tiles() {
 
 STABLE_TORCH_LIBRARY_IMPL(stadfast, CPU, m) { m.impl("convolve_", TORCH_BOX(&stadfast::cpu::convolve_)); }
 STABLE_TORCH_LIBRARY_IMPL(stadfast, CompositeExplicitAutograd, m) {
-  m.impl("has_tiles", TORCH_BOX(&stadfast::cpu::has_tiles));
+  m.impl("has_amx", TORCH_BOX(&stadfast::cpu::has_amx));
 }

@@ -17,7 +17,7 @@
 namespace stadfast::cpu {
 
 // Whether processor and kernel let this process use them; asked once.
-inline bool tiles_available() {
+inline bool amx_available() {
   static const bool available = [] {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;

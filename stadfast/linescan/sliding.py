@@ -136,7 +136,7 @@ class Convolution(Sliding):
     ) -> Callable[[], Tensor]:
         """What runs the convolution, as often as it is called, with what lies in its arguments then."""
         name, numbers = ("none", ()) if self.activation is None else self.activation[1:]
-        if name in ("none", "relu") and ops.tiles_take(self.weight, self.stride, self.dilation, self.groups):
+        if name in ("none", "relu") and ops.amx_takes(self.weight, self.stride, self.dilation, self.groups):
             return self._tiled(window, residual, last, into)
         rest = (self._padding, self.stride, self.dilation, self.groups)
         if self._laid_out is None:
@@ -172,7 +172,7 @@ class Convolution(Sliding):
         filters, bias = self._packed
         kernel, padding = self.weight.shape[2:], self._padding
         stride, groups, rectified = self.stride[0], self.groups, self.activation is not None
-        if into is None and last:
+        if into is None and last and residual is not None and residual.stride(1) == 1:
             into = residual
         columns = (window.shape[3] + 2 * padding[1] - kernel[1]) // stride + 1
         rows = (window.shape[2] - kernel[0]) // stride + 1

@@ -5,7 +5,7 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 
 from ._library import Backend, backend, cache_folder, plain_pytorch
 from ._onednn import onednn_takes
-from .convolution import convolve_, has_tiles, pack_filters, tiles_take
+from .convolution import amx_takes, convolve_, has_amx, pack_filters
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .images import normalize_images
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
@@ -17,6 +17,7 @@ __all__ = [
     "BINS",
     "COMBINATIONS",
     "Backend",
+    "amx_takes",
     "anomaly_map",
     "backend",
     "bin_edges",
@@ -25,7 +26,7 @@ __all__ = [
     "code_distance",
     "convolve_",
     "ensemble_scores",
-    "has_tiles",
+    "has_amx",
     "key_histogram",
     "label_regions",
     "max_pool2d",
@@ -40,6 +41,5 @@ __all__ = [
     "reduce_heads",
     "region_histogram",
     "region_pixels",
-    "tiles_take",
     "upsample_combine",
 ]

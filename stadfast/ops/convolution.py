@@ -6,39 +6,47 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import _library
+from . import _library, reference
 
-_BLOCK = 32  # channels that tiles take at once
+_BLOCK = 32  # channels, or values under a row of the window, that are taken at once
 
 
-def has_tiles() -> bool:
-    """Whether this processor has them, and our kernels know how to use them."""
+def has_amx() -> bool:
+    """Whether this processor has matrix units, and our kernels know how to use them."""
     return _library.has_kernel("cpu") and _found()
 
 
 @functools.cache
 def _found() -> bool:
-    return bool(torch.ops.stadfast.has_tiles())
+    return bool(torch.ops.stadfast.has_amx())
 
 
-def tiles_take(weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
-    """Whether :func:`convolve_` can do a convolution: bfloat16, channels in multiples of 32, equal strides."""
-    filters, channels = weight.shape[0] // groups, weight.shape[1]
-    whole = filters % _BLOCK == 0 and channels % _BLOCK == 0
+def amx_takes(weight: Tensor, stride: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
+    """Whether :func:`convolve_` is the way to do a convolution.
+
+    That is: bfloat16; output channels in multiples of 32, and so are those in, or there is one group in which the
+    values under a row of the window fill half of what is taken at once; one stride, no dilation.
+    """
+    filters, channels, columns = weight.shape[0] // groups, weight.shape[1], weight.shape[3]
+    row = channels * columns
+    filled = channels % _BLOCK == 0 or (groups == 1 and 2 * row >= row + -row % _BLOCK)
     plain = len(set(stride)) == 1 and set(dilation) == {1}
-    return weight.dtype == torch.bfloat16 and whole and plain and weight.device.type == "cpu" and has_tiles()
+    narrow = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    return narrow and plain and filled and filters % _BLOCK == 0 and has_amx()
 
 
 def pack_filters(weight: Tensor) -> Tensor:
-    """A convolution's weight (O, I, kh, kw), laid out for tiles.
+    """A convolution's weight (O, I, kh, kw), O a multiple of 32, as :func:`convolve_` reads it.
 
-    In the order of the blocks of 32 filters, the window's rows, 32 of the values in such a row at a time, the block's
-    two halves, pairs of values, the half's filters.
+    In the order of blocks of 32 filters, the window's rows, 32 of the values in such a row at a time (the last padded
+    with zeros), the block's two halves, pairs of values, the half's filters.
     """
     count, channels, rows, columns = weight.shape
     values = weight.permute(0, 2, 3, 1).reshape(count, rows, columns * channels)
+    values = F.pad(values, (0, -columns * channels % _BLOCK))
     blocks = values.view(count // _BLOCK, 2, 16, rows, -1, 16, 2)
     return blocks.permute(0, 3, 4, 1, 5, 2, 6).contiguous().flatten()
 
@@ -57,11 +65,12 @@ def convolve_(
 ) -> Tensor:
     """``output = relu(F.conv2d(input, weight, bias, stride, padding, 1, groups) + residual)``, and ``output``.
 
-    Sums are float32, and rounded once. Without gradients and without a fallback: ask :func:`tiles_take` before.
+    Sums are float32, and rounded once. Without gradients. Where :func:`has_amx` is not, PyTorch's own operators run:
+    slowly, as they need the weight as it was; ask :func:`amx_takes` before.
 
     Args:
-        output: (B, O, H', W') bfloat16, channels_last: what is in it is overwritten.
-        input: (B, I, H, W), likewise; a view of some rows, columns or channels is read in place.
+        output: (B, O, H', W') bfloat16, channels_last; what is in it is overwritten.
+        input: (B, I, H, W) bfloat16; channels_last, also a view of some of its rows or channels, or it is copied.
         filters: the weight, of :func:`pack_filters`.
         bias: (O) float32.
         residual: as ``output``, which it may be itself; or None.
@@ -70,8 +79,10 @@ def convolve_(
         padding: rows and columns of zeros on both sides.
         groups: of channels.
         rectify: whether there is a relu.
+
+    Raises:
+        RuntimeError: an argument does not fit.
     """
-    torch.ops.stadfast.convolve_(
-        output, input, filters, bias, residual, kernel, stride, padding, groups, rectify
-    )
+    run = torch.ops.stadfast.convolve_ if has_amx() else reference.convolve_
+    run(output, input, filters, bias, residual, kernel, stride, padding, groups, rectify)
     return output

@@ -6,6 +6,7 @@ The signatures are the compiled ops' (csrc/schema.cpp).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,23 @@ def peer_distance(descriptors: list[Tensor], pairs: list[int], groups: list[int]
 def max_pool2d(input: Tensor, above: Tensor | None, kernel: int, stride: int, padding: list[int]) -> Tensor:
     rows = input if above is None else torch.cat([above, input], dim=2)
     return F.max_pool2d(rows, kernel, stride, padding)
+
+
+def convolve_(
+    output: Tensor, input: Tensor, filters: Tensor, bias: Tensor, residual: Tensor | None,
+    kernel: Sequence[int], stride: int, padding: Sequence[int], groups: int, rectify: bool,
+) -> None:  # fmt: skip
+    (rows, columns), channels = kernel, input.shape[1] // groups
+    blocks = filters.view(len(bias) // 32, rows, -1, 2, 16, 16, 2).permute(0, 3, 5, 1, 2, 4, 6)
+    values = blocks.reshape(len(bias), rows, -1)[..., : columns * channels]
+    weight = values.unflatten(-1, (columns, channels)).permute(0, 3, 1, 2)
+    sums = F.conv2d(input.float(), weight.float(), bias, stride, list(padding), 1, groups)
+    sums = sums if residual is None else sums + residual
+    output.copy_(sums.relu() if rectify else sums)
+
+
+def has_amx() -> bool:
+    return False
 
 
 def normalize_images(images: Tensor, mean: list[float], std: list[float], bfloat16: bool) -> Tensor:

@@ -100,13 +100,15 @@ def _fits(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], residuals: bool) -> None:
     found = convolution(node)
+    weight: Tensor = getattr(module, str(found.weight.target))
+    tiles = ops.amx_takes(weight, found.stride, found.dilation, found.groups)
     chain, residual, overwrite = [node], None, False
     following = _only_user(node)
     if residuals and following is not None and following.target in ADDITIONS:
         other = _addend(following, node)
         overwrite = other not in (None, found.x) and _dies_at(other, following, order)  # type: ignore[arg-type]
-        # Out of place torch does not fuse groups and some layouts, and its way around knows no half types.
-        apart = found.groups == 1 and node.meta["dtype"] == torch.float32
+        # Out of place oneDNN does not fuse groups and some layouts, and torch's way around knows no half types.
+        apart = tiles or (found.groups == 1 and node.meta["dtype"] == torch.float32)
         if other is not None and (overwrite or apart):
             residual = other
             chain.append(following)
@@ -117,24 +119,11 @@ def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], r
         if residual is None or wanted.name == "relu":
             activation = wanted
             chain.append(following)
-    weight = getattr(module, str(found.weight.target))
-    tiled = activation.name in ("none", "relu") and ops.tiles_take(
-        weight, found.stride, found.dilation, found.groups
-    )
-    rest: tuple[Any, ...] = () if tiled else (
-        _laid_out(module, found), found.bias, found.padding, found.stride, found.dilation, found.groups,
-    )  # fmt: skip
     with module.graph.inserting_before(chain[-1]):
-        if tiled:
-            fused = _tiled(module, found, residual, overwrite, activation)
-        elif residual is None:
-            args: tuple[Any, ...] = (found.x, *rest, activation.name, list(activation.numbers), "")
-            fused = module.graph.call_function(mkldnn._convolution_pointwise.default, args)
+        if tiles and activation.name in ("none", "relu"):
+            fused = _by_tiles(module, found, residual, overwrite, activation)
         else:
-            kind = mkldnn._convolution_pointwise_ if overwrite else mkldnn._convolution_pointwise
-            inputs = (residual, found.x) if overwrite else (found.x, residual)
-            unary = None if activation is _IDENTITY else activation.name
-            fused = module.graph.call_function(kind.binary, (*inputs, *rest, "add", 1.0, unary, [], ""))
+            fused = _by_onednn(module, found, residual, overwrite, activation)
     fused.meta.update(chain[-1].meta)
     order[fused] = order[chain[-1]]
     chain[-1].replace_all_uses_with(fused)
@@ -142,20 +131,30 @@ def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], r
         module.graph.erase_node(dead)
 
 
-def _tiled(
-    module: fx.GraphModule,
-    found: Convolution,
-    residual: fx.Node | None,
-    overwrite: bool,
-    activation: Activation,
-) -> fx.Node:
-    """The convolution by our own kernel."""
-    weight = getattr(module, str(found.weight.target))
+def _by_onednn(
+    module: fx.GraphModule, found: Convolution, residual: fx.Node | None, overwrite: bool, activation: Activation
+) -> fx.Node:  # fmt: skip
+    rest = (
+        _laid_out(module, found), found.bias, found.padding, found.stride, found.dilation, found.groups,
+    )  # fmt: skip
+    if residual is None:
+        args: tuple[Any, ...] = (found.x, *rest, activation.name, list(activation.numbers), "")
+        return module.graph.call_function(mkldnn._convolution_pointwise.default, args)
+    kind = mkldnn._convolution_pointwise_ if overwrite else mkldnn._convolution_pointwise
+    inputs = (residual, found.x) if overwrite else (found.x, residual)
+    unary = None if activation is _IDENTITY else activation.name
+    return module.graph.call_function(kind.binary, (*inputs, *rest, "add", 1.0, unary, [], ""))
+
+
+def _by_tiles(
+    module: fx.GraphModule, found: Convolution, residual: fx.Node | None, overwrite: bool, activation: Activation
+) -> fx.Node:  # fmt: skip
+    weight: Tensor = getattr(module, str(found.weight.target))
     bias = weight.new_zeros(len(weight)) if found.bias is None else getattr(module, str(found.bias.target))
-    packed = {"tiles": ops.pack_filters(weight), "bias": bias.float()}
-    for name, tensor in packed.items():
+    constants = []
+    for name, tensor in (("tiles", ops.pack_filters(weight)), ("bias", bias.float())):
         module.register_buffer(f"{found.weight.target}_{name}", tensor, persistent=False)
-    constants = [module.graph.get_attr(f"{found.weight.target}_{name}") for name in packed]
+        constants.append(module.graph.get_attr(f"{found.weight.target}_{name}"))
     rest = (list(weight.shape[2:]), found.stride[0], found.padding, found.groups, activation is not _IDENTITY)
     return module.graph.call_function(convolved, (found.x, *constants, residual, overwrite, *rest))
 
@@ -199,13 +198,8 @@ def _dies_at(value: fx.Node, addition: fx.Node, order: dict[fx.Node, int]) -> bo
 
 def _is_view(node: fx.Node) -> bool:
     """Whether the node's result may share memory with an input that lives on."""
-    if node.target in (
-        mkldnn._convolution_pointwise_.binary,
-        convolved,
-        ops.max_pool2d,
-        *ACTIVATIONS,
-        *ADDITIONS,
-    ):
+    ours = (convolved, ops.max_pool2d)
+    if node.target in (mkldnn._convolution_pointwise_.binary, *ours, *ACTIVATIONS, *ADDITIONS):
         return False  # written in place into an intermediate that nobody else holds
     returns = getattr(getattr(node.target, "_schema", None), "returns", None)
     return returns is None or any(value.alias_info is not None for value in returns)
