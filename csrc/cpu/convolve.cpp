@@ -35,6 +35,14 @@ struct Convolution {
   // Values under a row of the window, in steps of 32; what is beyond them meets zeros among the filters.
   int64_t depth() const { return (kernel_columns * channels + kDepth - 1) / kDepth; }
   int64_t tiles_of_row() const { return (out.width + kTile - 1) / kTile; }
+  // Whether tiles can be read from the features: a window is a pixel, and none reaches beyond the row.
+  bool direct() const {
+    return kernel_rows == 1 && kernel_columns == 1 && columns_left == 0 && rows_above == 0 && channels % kDepth == 0 &&
+           (tiles_of_row() * kTile - 1) * stride < in.width;
+  }
+  const uint16_t* input_row(int64_t image, int64_t row, int64_t group) const {
+    return input + image * in.batch_stride + row * in.width * in.pixel_stride + group * channels;
+  }
   // The second of two tiles is the next in the row, or where a row has one only, that of the next row.
   int64_t rows_at_once() const { return tiles_of_row() == 1 ? 2 : 1; }
   int64_t rows_seen() const { return kernel_rows + (rows_at_once() - 1) * stride; }
@@ -44,8 +52,8 @@ struct Convolution {
 
 // Two tiles of pixels by 32 channels: the sum over the window and its channels of values times filters.
 SF_TILED inline void multiply(const Convolution& c, const uint16_t* const* windows, int64_t first, int64_t second_row,
-                              int64_t second, const uint16_t* filters, float* sums) {
-  const int64_t pixel = c.channels * kBytes * c.stride, length = c.depth() * kDepth;
+                              int64_t second, int64_t step, const uint16_t* filters, float* sums) {
+  const int64_t pixel = step * kBytes, length = c.depth() * kDepth;
   SF_FENCE;
   _tile_zero(0);
   _tile_zero(1);
@@ -96,7 +104,8 @@ SF_TILED inline void finish(const Convolution& c, const float* sums, int64_t pix
   }
 }
 
-// One thread's copy of the last rows of an image's groups; row r lies in slot (r + rows_above) % rows_seen.
+// One thread's copy of the last rows of an image's groups, unless tiles read the features themselves; row r lies in
+// slot (r + rows_above) % rows_seen.
 class Rows {
  public:
   explicit Rows(const Convolution& c) : c_(c), known_(c.groups) {
@@ -112,6 +121,11 @@ class Rows {
   // The rows under the windows of an output row (and the one behind it, where two are computed at once).
   SF_TILED void read(int64_t image, int64_t group, int64_t out_row, const uint16_t** found) {
     const int64_t top = out_row * c_.stride - c_.rows_above, end = top + c_.rows_seen();
+    if (c_.direct()) {
+      for (int64_t row = top; row < end; ++row)
+        found[row - top] = c_.input_row(image, std::min(row, c_.in.height - 1), group);
+      return;
+    }
     Known& known = known_[group];
     if (image != known.image || end < known.next) known = {image, top};
     for (int64_t row = top; row < end; ++row) found[row - top] = slot(group, row);
@@ -140,10 +154,9 @@ class Rows {
       return;
     }
     const uint16_t* end = to + length_;
-    const uint16_t* from = c_.input + image * c_.in.batch_stride + row * c_.in.width * c_.in.pixel_stride;
+    const uint16_t* from = c_.input_row(image, row, group);
     std::memset(to, 0, c_.columns_left * c_.channels * kBytes);
     to += c_.columns_left * c_.channels;
-    from += group * c_.channels;
     if (c_.in.pixel_stride == c_.channels) {
       std::memcpy(to, from, c_.in.width * c_.channels * kBytes);
       to += c_.in.width * c_.channels;
@@ -170,12 +183,12 @@ SF_TILED void convolve_row(const Convolution& c, Rows& rows, const Work& work) {
   const uint16_t* windows[kMaxWindows];
   rows.read(work.image, work.group, work.row, windows);
   const bool two_rows = c.rows_at_once() == 2;
+  const int64_t step = c.stride * (c.direct() ? c.in.pixel_stride : c.channels);  // from pixel to pixel
   const int64_t block = c.kernel_rows * c.depth() * kFilterBlock;
   for (int64_t x = 0; x < c.out.width; x += 2 * kTile) {
-    const int64_t first = x * c.stride * c.channels;
-    const int64_t second = first + (x + kTile < c.out.width ? kTile * c.stride * c.channels : 0);
+    const int64_t first = x * step, second = first + (x + kTile < c.out.width ? kTile * step : 0);
     for (int64_t f = work.first_filter; f < work.last_filter; f += kChannels) {
-      multiply(c, windows, first, two_rows ? c.stride : 0, second, c.weights + f / kChannels * block, sums);
+      multiply(c, windows, first, two_rows ? c.stride : 0, second, step, c.weights + f / kChannels * block, sums);
       for (int64_t tile = 0; tile < 2; ++tile) {
         const int64_t row = work.row + (two_rows ? tile : 0), column = x + (two_rows ? 0 : tile * kTile);
         const int64_t pixels = row < c.out.height ? std::min(kTile, c.out.width - column) : 0;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ mkldnn = torch.ops.mkldnn
 CONVOLUTION = aten.convolution.default
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
 
+_LARGE = 3_000_000  # elements of a convolution's input and output
 
 _POOLING_DEFAULTS: tuple[Any, ...] = (None, None, [], [0, 0], [1, 1], False)
 
@@ -152,25 +154,39 @@ def _by_tiles(
     weight: Tensor = getattr(module, str(found.weight.target))
     bias = weight.new_zeros(len(weight)) if found.bias is None else getattr(module, str(found.bias.target))
     constants = []
-    for name, tensor in (("tiles", ops.pack_filters(weight)), ("bias", bias.float())):
+    for name, tensor in (("tiles", ops.pack_filters(weight)), ("sums", bias.float())):
         module.register_buffer(f"{found.weight.target}_{name}", tensor, persistent=False)
         constants.append(module.graph.get_attr(f"{found.weight.target}_{name}"))
-    rest = (list(weight.shape[2:]), found.stride[0], found.padding, found.groups, activation is not _IDENTITY)
-    return module.graph.call_function(convolved, (found.x, *constants, residual, overwrite, *rest))
+    large = _laid_out(module, found) if residual is None or overwrite else None
+    rest = (list(weight.shape[2:]), found.stride, found.padding, found.groups, activation is not _IDENTITY)
+    return module.graph.call_function(
+        convolved, (found.x, *constants, residual, overwrite, *rest, large, found.bias)
+    )
 
 
 def convolved(
     x: Tensor, filters: Tensor, bias: Tensor, residual: Tensor | None, overwrite: bool,
-    kernel: list[int], stride: int, padding: list[int], groups: int, rectify: bool,
+    kernel: list[int], stride: list[int], padding: list[int], groups: int, rectify: bool,
+    large: Tensor | None, large_bias: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """:func:`~stadfast.ops.convolve_` into the residual, if it may be overwritten, or into new memory."""
+    """:func:`~stadfast.ops.convolve_` into the residual, if it may be overwritten, or into new memory.
+
+    Features that no cache holds are for oneDNN, if its weight ``large`` is there: it waits less for memory.
+    """
+    sides = [(n + 2 * p - k) // stride[0] + 1 for n, p, k in zip(x.shape[2:], padding, kernel, strict=True)]
+    shape = (x.shape[0], len(bias), *sides)
+    if large is not None and x.numel() + math.prod(shape) > _LARGE:
+        rest = (large, large_bias, padding, stride, [1, 1], groups)
+        if residual is None:
+            return mkldnn._convolution_pointwise(x, *rest, "relu" if rectify else "none", [], "")  # type: ignore[no-any-return]
+        mkldnn._convolution_pointwise_.binary(
+            residual, x, *rest, "add", 1.0, "relu" if rectify else None, [], ""
+        )
+        return residual
     output = residual
     if output is None or not overwrite or output.stride(1) != 1:
-        sides = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(x.shape[2:], padding, kernel, strict=True)]
-        output = torch.empty(
-            (x.shape[0], len(bias), *sides), dtype=x.dtype, memory_format=torch.channels_last
-        )
-    return ops.convolve_(output, x, filters, bias, residual, kernel, stride, padding, groups, rectify)
+        output = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    return ops.convolve_(output, x, filters, bias, residual, kernel, stride[0], padding, groups, rectify)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -21,6 +21,8 @@ GEOMETRIES = [
     (3, 2, 32, 96, 8, 16, (3, 3), 1, (1, 1)),
     (1, 2, 64, 32, 17, 65, (3, 3), 2, (1, 1)),
     (1, 1, 96, 64, 6, 40, (1, 1), 2, (0, 0)),
+    (2, 2, 64, 32, 5, 32, (1, 1), 1, (0, 0)),  # read in place
+    (2, 1, 32, 32, 5, 31, (1, 1), 2, (0, 0)),  # likewise, two rows at once
     (2, 1, 32, 64, 11, 12, (5, 3), 1, (2, 1)),
     (1, 2, 32, 32, 3, 1, (3, 1), 3, (0, 0)),
     (1, 1, 32, 128, 5, 7, (3, 3), 1, (1, 1)),  # fewer rows than threads
@@ -90,7 +92,7 @@ def test_equals_torch(geometry: tuple, added: bool, relu: bool, compiled: bool) 
 
 @needs_amx
 @pytest.mark.parametrize("threads", [1, 2, 7])
-@pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[7]], ids=str)
+@pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[9]], ids=str)
 def test_threads_change_nothing(geometry: tuple, threads: int) -> None:
     x, weight, bias, residual = case(geometry)
     once = run(torch.empty_like(residual), x, weight, bias, residual, geometry, True)
