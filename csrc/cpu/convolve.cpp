@@ -1,209 +1,21 @@
-// Convolution of bfloat16 features, bias, addition and rectifier in one pass over the output, on tiles.
-//
-// 32 pixels by 32 channels at a time. Rows are copied first, with their padding and the channels of one group side by
-// side: then the values under a row of the window are neighbours, those of the next pixel begin one stride further,
-// and a tile of 16 pixels by 32 values is read as it lies there, overlaps and all.
+// Convolutions on tiles, and whether there are any.
+#include "convolve.h"
+
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-#include <cstring>
 #include <optional>
-#include <vector>
-
-#include "../check.h"
-#include "../layout.h"
-#include "tiles.h"
 
 namespace stadfast::cpu {
 namespace {
 
-constexpr int64_t kTile = 16, kDepth = 32, kChannels = 32;  // pixels of a tile, values of each; channels of a block
-constexpr int64_t kFilterBlock = kDepth * kChannels, kBytes = sizeof(uint16_t);
-constexpr int64_t kMaxWindows = 32;        // rows that two tiles of pixels see
+#ifdef SF_TILES
+
 constexpr int64_t kManyFilters = 1 << 20;  // bytes
 constexpr double kGrain = 2e6;             // multiplications below which a second thread costs more than it brings
 
-// Sizes and memory, in elements. Channels and filters are those of one group.
-struct Convolution {
-  int64_t groups, channels, filters, kernel_rows, kernel_columns, stride, rows_above, columns_left;
-  Layout in, out, added;
-  const uint16_t *input, *weights, *residual;
-  const float* bias;
-  uint16_t* output;
-  bool rectify;
-
-  // Values under a row of the window, in steps of 32; what is beyond them meets zeros among the filters.
-  int64_t depth() const { return (kernel_columns * channels + kDepth - 1) / kDepth; }
-  int64_t tiles_of_row() const { return (out.width + kTile - 1) / kTile; }
-  // Whether tiles can be read from the features: a window is a pixel, and none reaches beyond the row.
-  bool direct() const {
-    return kernel_rows == 1 && kernel_columns == 1 && columns_left == 0 && rows_above == 0 && channels % kDepth == 0 &&
-           (tiles_of_row() * kTile - 1) * stride < in.width;
-  }
-  const uint16_t* input_row(int64_t image, int64_t row, int64_t group) const {
-    return input + image * in.batch_stride + row * in.width * in.pixel_stride + group * channels;
-  }
-  // The second of two tiles is the next in the row, or where a row has one only, that of the next row.
-  int64_t rows_at_once() const { return tiles_of_row() == 1 ? 2 : 1; }
-  int64_t rows_seen() const { return kernel_rows + (rows_at_once() - 1) * stride; }
-};
-
-#ifdef SF_TILES
-
-// Two tiles of pixels by 32 channels: the sum over the window and its channels of values times filters.
-SF_TILED inline void multiply(const Convolution& c, const uint16_t* const* windows, int64_t first, int64_t second_row,
-                              int64_t second, int64_t step, const uint16_t* filters, float* sums) {
-  const int64_t pixel = step * kBytes, length = c.depth() * kDepth;
-  SF_FENCE;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t row = 0; row < c.kernel_rows; ++row) {
-    const uint16_t *a = windows[row] + first, *b = windows[row + second_row] + second;
-    for (int64_t i = 0; i < length; i += kDepth, filters += kFilterBlock) {
-      _tile_stream_loadd(6, filters, 64);  // past the first cache, which the rows need
-      _tile_stream_loadd(7, filters + kFilterBlock / 2, 64);
-      _tile_loadd(4, a + i, pixel);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, b + i, pixel);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  constexpr int64_t kRowBytes = kChannels * sizeof(float);
-  _tile_stored(0, sums, kRowBytes);
-  _tile_stored(1, sums + kTile, kRowBytes);
-  _tile_stored(2, sums + kTile * kChannels, kRowBytes);
-  _tile_stored(3, sums + kTile * kChannels + kTile, kRowBytes);
-  SF_FENCE;
-}
-
-SF_TILED inline __m512 widen(__m256i halves) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-// sums + bias, + residual, rectified, rounded.
-SF_TILED inline void finish(const Convolution& c, const float* sums, int64_t pixels, const float* bias,
-                            const uint16_t* residual, uint16_t* output) {
-  const __m512 low = _mm512_loadu_ps(bias), high = _mm512_loadu_ps(bias + kTile), zero = _mm512_setzero_ps();
-  for (int64_t i = 0; i < pixels; ++i) {
-    __m512 a = _mm512_add_ps(_mm512_load_ps(sums + i * kChannels), low);
-    __m512 b = _mm512_add_ps(_mm512_load_ps(sums + i * kChannels + kTile), high);
-    if (residual) {
-      const __m512i halves = _mm512_loadu_si512(residual + i * c.added.pixel_stride);
-      a = _mm512_add_ps(a, widen(_mm512_castsi512_si256(halves)));
-      b = _mm512_add_ps(b, widen(_mm512_extracti64x4_epi64(halves, 1)));
-    }
-    if (c.rectify) {
-      a = _mm512_max_ps(zero, a);  // in this order a NaN stays one
-      b = _mm512_max_ps(zero, b);
-    }
-    _mm512_storeu_si512(output + i * c.out.pixel_stride, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
-  }
-}
-
-// One thread's copy of the last rows of an image's groups, unless tiles read the features themselves; row r lies in
-// slot (r + rows_above) % rows_seen.
-class Rows {
- public:
-  explicit Rows(const Convolution& c) : c_(c), known_(c.groups) {
-    const int64_t seen = (c.tiles_of_row() * kTile - 1) * c.stride * c.channels + c.depth() * kDepth;
-    length_ = std::max(seen, (c.in.width + c.columns_left) * c.channels);
-    length_ = (length_ + kDepth - 1) / kDepth * kDepth;
-    auto& values = memory();
-    const size_t wanted = size_t(c.groups * c.rows_seen() * length_ + kDepth);
-    if (values.size() < wanted) values.resize(wanted);
-    first_ = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(values.data()) + 63) / 64 * 64);
-  }
-
-  // The rows under the windows of an output row (and the one behind it, where two are computed at once).
-  SF_TILED void read(int64_t image, int64_t group, int64_t out_row, const uint16_t** found) {
-    const int64_t top = out_row * c_.stride - c_.rows_above, end = top + c_.rows_seen();
-    if (c_.direct()) {
-      for (int64_t row = top; row < end; ++row)
-        found[row - top] = c_.input_row(image, std::min(row, c_.in.height - 1), group);
-      return;
-    }
-    Known& known = known_[group];
-    if (image != known.image || end < known.next) known = {image, top};
-    for (int64_t row = top; row < end; ++row) found[row - top] = slot(group, row);
-    for (int64_t row = std::max(known.next, top); row < end; ++row) copy(image, group, row);
-    known.next = end;
-  }
-
- private:
-  struct Known {
-    int64_t image = -1, next = 0;  // rows before it have been copied
-  };
-
-  static std::vector<uint16_t>& memory() {
-    static thread_local std::vector<uint16_t> values;
-    return values;
-  }
-
-  uint16_t* slot(int64_t group, int64_t row) const {
-    return first_ + (group * c_.rows_seen() + (row + c_.rows_above) % c_.rows_seen()) * length_;
-  }
-
-  SF_TILED void copy(int64_t image, int64_t group, int64_t row) const {
-    uint16_t* to = slot(group, row);
-    if (row < 0 || row >= c_.in.height) {
-      std::memset(to, 0, length_ * kBytes);
-      return;
-    }
-    const uint16_t* end = to + length_;
-    const uint16_t* from = c_.input_row(image, row, group);
-    std::memset(to, 0, c_.columns_left * c_.channels * kBytes);
-    to += c_.columns_left * c_.channels;
-    if (c_.in.pixel_stride == c_.channels) {
-      std::memcpy(to, from, c_.in.width * c_.channels * kBytes);
-      to += c_.in.width * c_.channels;
-    } else {
-      for (int64_t x = 0; x < c_.in.width; ++x, to += c_.channels, from += c_.in.pixel_stride)
-        for (int64_t i = 0; i < c_.channels; i += kDepth) _mm512_store_si512(to + i, _mm512_loadu_si512(from + i));
-    }
-    std::memset(to, 0, (end - to) * kBytes);
-  }
-
-  const Convolution& c_;
-  std::vector<Known> known_;
-  int64_t length_;
-  uint16_t* first_;
-};
-
-// What a thread does at once.
-struct Work {
-  int64_t image, group, row, first_filter, last_filter;
-};
-
-SF_TILED void convolve_row(const Convolution& c, Rows& rows, const Work& work) {
-  alignas(64) float sums[2 * kTile * kChannels];
-  const uint16_t* windows[kMaxWindows];
-  rows.read(work.image, work.group, work.row, windows);
-  const bool two_rows = c.rows_at_once() == 2;
-  const int64_t step = c.stride * (c.direct() ? c.in.pixel_stride : c.channels);  // from pixel to pixel
-  const int64_t block = c.kernel_rows * c.depth() * kFilterBlock;
-  for (int64_t x = 0; x < c.out.width; x += 2 * kTile) {
-    const int64_t first = x * step, second = first + (x + kTile < c.out.width ? kTile * step : 0);
-    for (int64_t f = work.first_filter; f < work.last_filter; f += kChannels) {
-      multiply(c, windows, first, two_rows ? c.stride : 0, second, step, c.weights + f / kChannels * block, sums);
-      for (int64_t tile = 0; tile < 2; ++tile) {
-        const int64_t row = work.row + (two_rows ? tile : 0), column = x + (two_rows ? 0 : tile * kTile);
-        const int64_t pixels = row < c.out.height ? std::min(kTile, c.out.width - column) : 0;
-        const int64_t at = row * c.out.width + column;
-        finish(c, sums + tile * kTile * kChannels, pixels, c.bias + f,
-               c.residual ? c.residual + work.image * c.added.batch_stride + at * c.added.pixel_stride + f : nullptr,
-               c.output + work.image * c.out.batch_stride + at * c.out.pixel_stride + f);
-      }
-    }
-  }
-}
-
 // A thread computes its own rows, since two that write every other group of a pixel take the lines from each other. But
 // filters that fill a core's cache are shared out, and so they are where rows are fewer than threads.
-void run(const Convolution& c) {
+void run(const Convolution& c, uint16_t* output) {
   const int64_t rows = (c.out.height + c.rows_at_once() - 1) / c.rows_at_once(), all_rows = c.out.batch * rows;
   const int64_t blocks = c.filters / kChannels, threads = torch::stable::get_num_threads();
   const int64_t filters = c.groups * c.filters * c.kernel_rows * c.depth() * kDepth;
@@ -219,67 +31,35 @@ void run(const Convolution& c) {
       const int64_t share = apart ? i / all_rows : i % shares, row = apart ? i % all_rows : i / shares;
       const int64_t group = share / parts, part = share % parts;
       const auto filter = [&](int64_t p) { return group * c.filters + blocks * p / parts * kChannels; };
-      convolve_row(c, copied, {row / rows, group, row % rows * c.rows_at_once(), filter(part), filter(part + 1)});
+      const int64_t image = row / rows, first = row % rows * c.rows_at_once();
+      convolve_row(c, copied,
+                   {image, group, first, filter(part), filter(part + 1),
+                    output + image * c.out.batch_stride + first * c.out.width * c.out.pixel_stride});
     }
   });
 }
 
 #endif
 
-bool is_features(const Tensor& x) { return x.dim() == 4 && x.scalar_type() == ScalarType::BFloat16; }
-
-bool is_interleaved(const Tensor& x, Layout* layout) { return find_layout(x, layout) && layout->channel_stride == 1; }
-
-// The features, or a copy of them in which the channels of a pixel are neighbours, and the pixels of all rows; `dense`:
-// without other channels between the pixels.
-Tensor interleaved(const Tensor& x, bool dense, Layout* layout) {
-  if (is_interleaved(x, layout) && (!dense || layout->pixel_stride == layout->channels)) return x;
-  Tensor copy = torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
-  find_layout(copy, layout);
-  return copy;
-}
-
 // output, residual: (B, O, H', W'); input: (B, I, H, W); all bfloat16, channels of a pixel side by side;
 // filters: of pack_filters; bias: O, float32; padding: rows, columns, on both sides
 void convolve_(Tensor output, Tensor input, Tensor filters, Tensor bias, std::optional<Tensor> residual,
                std::vector<int64_t> kernel, int64_t stride, std::vector<int64_t> padding, int64_t groups,
                bool rectify) {
-  Convolution c{};
-  SF_CHECK(is_features(input) && is_features(output) && is_interleaved(output, &c.out),
-           "convolve_: expected input and output (B, C, H, W), bfloat16, the output channels_last");
+  Convolution c = prepare(input, filters, bias, kernel, stride, padding, groups, rectify);
+  const Layout wanted = c.out;
+  SF_CHECK(is_features(output) && is_interleaved(output, &c.out),
+           "convolve_: expected an output (B, C, H, W), bfloat16, channels_last");
+  SF_CHECK(c.out.batch == wanted.batch && c.out.channels == wanted.channels && c.out.height == wanted.height &&
+               c.out.width == wanted.width,
+           "convolve_: the output's size does not follow from the input's");
   SF_CHECK(!residual || (is_features(*residual) && same_shape(*residual, output)),
            "convolve_: expected a residual of the output's shape and type");
-  input = interleaved(input, groups == 1 && input.size(1) % kDepth != 0, &c.in);
   if (residual) residual = interleaved(*residual, false, &c.added);
-  SF_CHECK(kernel.size() == 2 && padding.size() == 2 && groups >= 1 && stride >= 1 && kernel[0] >= 1 &&
-               kernel[1] >= 1 && padding[0] >= 0 && padding[0] < kernel[0] && padding[1] >= 0 && padding[1] < kernel[1],
-           "convolve_: expected two kernel sizes, a stride, two smaller paddings, and groups");
-  c.groups = groups, c.channels = c.in.channels / groups, c.filters = c.out.channels / groups;
-  c.kernel_rows = kernel[0], c.kernel_columns = kernel[1], c.stride = stride;
-  c.rows_above = padding[0], c.columns_left = padding[1], c.rectify = rectify;
-  SF_CHECK(kernel[0] + stride <= kMaxWindows, "convolve_: expected kernel rows and stride of at most 32 together");
-  SF_CHECK(c.in.channels == c.channels * groups && c.out.channels == c.filters * groups && c.filters % kChannels == 0 &&
-               (c.channels % kDepth == 0 || groups == 1),
-           "convolve_: expected multiples of 32 channels out of and into each group, or a single group");
-  SF_CHECK(c.out.batch == c.in.batch && c.in.height + 2 * padding[0] >= kernel[0] &&
-               c.in.width + 2 * padding[1] >= kernel[1] &&
-               c.out.height == (c.in.height + 2 * padding[0] - kernel[0]) / stride + 1 &&
-               c.out.width == (c.in.width + 2 * padding[1] - kernel[1]) / stride + 1 && c.in.height < kMaxExtent &&
-               c.in.width < kMaxExtent && c.in.channels < kMaxExtent,
-           "convolve_: the output's size does not follow from the input's");
-  SF_CHECK(filters.scalar_type() == ScalarType::BFloat16 && filters.is_contiguous() &&
-               filters.numel() == c.out.channels * c.kernel_rows * c.depth() * kDepth,
-           "convolve_: expected filters as pack_filters gives them");
-  SF_CHECK(bias.scalar_type() == ScalarType::Float && bias.is_contiguous() && bias.numel() == c.out.channels,
-           "convolve_: expected a float32 bias for every output channel");
+  c.residual = residual ? static_cast<const uint16_t*>(residual->const_data_ptr()) : nullptr;
 #ifdef SF_TILES
   SF_CHECK(amx_available(), "convolve_: this processor has no tiles (AMX)");
-  c.input = static_cast<const uint16_t*>(input.const_data_ptr());
-  c.output = static_cast<uint16_t*>(output.mutable_data_ptr());
-  c.weights = static_cast<const uint16_t*>(filters.const_data_ptr());
-  c.bias = static_cast<const float*>(bias.const_data_ptr());
-  c.residual = residual ? static_cast<const uint16_t*>(residual->const_data_ptr()) : nullptr;
-  run(c);
+  run(c, static_cast<uint16_t*>(output.mutable_data_ptr()));
 #else
   SF_CHECK(false, "convolve_: compiled without tiles (AMX)");
 #endif

@@ -56,6 +56,17 @@ def _(output: Tensor, *arguments: Any) -> None:
     return None
 
 
+@torch.library.register_fake("stadfast::convolve_pool")
+def _(
+    input: Tensor, filters: Tensor, bias: Tensor, kernel: list[int], stride: int, padding: list[int],
+    pooling: list[int],
+) -> Tensor:  # fmt: skip
+    sides = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(input.shape[2:], padding, kernel, strict=True)]
+    sides = [(n + 2 * pooling[2] - pooling[0]) // pooling[1] + 1 for n in sides]
+    shape = (input.shape[0], bias.shape[0], *sides)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
 @torch.library.register_fake("stadfast::normalize_images")
 def _(images: Tensor, mean: list[float], std: list[float], bfloat16: bool) -> Tensor:
     dtype = torch.bfloat16 if bfloat16 else torch.float32

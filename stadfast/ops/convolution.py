@@ -86,3 +86,25 @@ def convolve_(
     run = torch.ops.stadfast.convolve_ if has_amx() else reference.convolve_
     run(output, input, filters, bias, residual, kernel, stride, padding, groups, rectify)
     return output
+
+
+def convolve_pool(
+    input: Tensor, filters: Tensor, bias: Tensor, kernel: Sequence[int], stride: int, padding: Sequence[int],
+    pooling: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """``F.max_pool2d(relu(F.conv2d(input, weight, bias, stride, padding)), *pooling)``, without the features between.
+
+    Args:
+        input: (B, I, H, W) bfloat16.
+        filters: the weight, of :func:`pack_filters`.
+        bias: (O) float32.
+        kernel: rows and columns of the window.
+        stride: of rows and columns.
+        padding: rows and columns of zeros on both sides.
+        pooling: its window's side, stride and padding, at most half of the side.
+
+    Returns:
+        (B, O, H', W') bfloat16, channels_last.
+    """
+    run = torch.ops.stadfast.convolve_pool if has_amx() else reference.convolve_pool
+    return run(input, filters, bias, kernel, stride, padding, pooling)  # type: ignore[no-any-return]

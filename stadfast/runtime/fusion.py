@@ -58,6 +58,8 @@ def fuse(module: fx.GraphModule, *, residuals: bool = True) -> int:
         if node.target is CONVOLUTION and _fits(module, node):
             _replace(module, node, order, residuals)
             count += 1
+    for node in list(module.graph.nodes):
+        _join_pooling(module, node)
     finish(module)
     return count
 
@@ -72,6 +74,18 @@ def _replace_pooling(node: fx.Node) -> None:
     if square and dilation[0] == 1 and not ceil_mode and node.meta["dtype"] != torch.float64:
         node.args = (node.args[0], kernel[0], (stride or kernel)[0], padding[0])
         node.target = ops.max_pool2d
+
+
+def _join_pooling(module: fx.GraphModule, node: fx.Node) -> None:
+    """Pooling right behind a rectified convolution on tiles: in one, without the large features between."""
+    made = node.args[0] if node.target is ops.max_pool2d else None
+    if not isinstance(made, fx.Node) or made.target is not convolved or len(made.users) > 1:
+        return
+    x, filters, bias, residual, _, kernel, stride, padding, groups, rectify, *_ = made.args
+    if residual is None and groups == 1 and rectify:
+        node.args = (x, filters, bias, kernel, stride[0], padding, node.args[1:])  # type: ignore[index]
+        node.target = ops.convolve_pool
+        module.graph.erase_node(made)
 
 
 class Convolution(NamedTuple):
@@ -214,7 +228,7 @@ def _dies_at(value: fx.Node, addition: fx.Node, order: dict[fx.Node, int]) -> bo
 
 def _is_view(node: fx.Node) -> bool:
     """Whether the node's result may share memory with an input that lives on."""
-    ours = (convolved, ops.max_pool2d)
+    ours = (convolved, ops.convolve_pool, ops.max_pool2d)
     if node.target in (mkldnn._convolution_pointwise_.binary, *ours, *ACTIVATIONS, *ADDITIONS):
         return False  # written in place into an intermediate that nobody else holds
     returns = getattr(getattr(node.target, "_schema", None), "returns", None)

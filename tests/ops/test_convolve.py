@@ -90,6 +90,47 @@ def test_equals_torch(geometry: tuple, added: bool, relu: bool, compiled: bool) 
     assert_equal(found, exact(x, weight, bias, residual if added else None, geometry, relu))
 
 
+POOLED = [  # and the pooling's side, stride and padding
+    ((2, 1, 3, 64, 37, 70, (7, 7), 2, (3, 3)), (3, 2, 1)),
+    ((1, 1, 32, 32, 6, 9, (3, 3), 1, (1, 1)), (2, 2, 0)),
+    ((3, 1, 32, 96, 5, 33, (1, 1), 1, (0, 0)), (3, 1, 1)),
+    ((1, 1, 64, 32, 9, 40, (3, 3), 1, (1, 1)), (2, 3, 1)),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_amx), False])
+@pytest.mark.parametrize(("geometry", "pooling"), POOLED, ids=str)
+def test_pooled_equals_both_apart(geometry: tuple, pooling: tuple, compiled: bool, threads: int) -> None:
+    x, weight, bias, residual = case(geometry)
+    _, _, *_, kernel, stride, padding = geometry
+    apart = run(torch.empty_like(residual), x, weight, bias, None, geometry, True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with contextlib.nullcontext() if compiled else plain_pytorch():
+            found = ops.convolve_pool(x, ops.pack_filters(weight), bias, kernel, stride, padding, pooling)
+    finally:
+        torch.set_num_threads(before)
+    wanted = F.max_pool2d(apart, *pooling)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, wanted, rtol=0 if compiled else 2**-7, atol=0 if compiled else 1e-4)
+
+
+@needs_amx
+def test_nan_is_the_highest_and_zero_the_lowest() -> None:
+    geometry, pooling = POOLED[1]
+    x, weight, bias, _ = case(geometry)
+    x[0, 0, 2, 4] = float("nan")
+    filters = ops.pack_filters(weight)
+    found = ops.convolve_pool(x, filters, bias - 1e6, [3, 3], 1, [1, 1], pooling)
+    wanted = torch.zeros(3, 4).index_put(
+        (torch.tensor([0, 0, 1, 1]), torch.tensor([1, 2, 1, 2])), torch.tensor(1.0)
+    )
+    assert torch.equal(found.isnan()[0, 5], wanted.bool())
+    assert torch.equal(found.nan_to_num(0.0), torch.zeros_like(found))
+
+
 @needs_amx
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[9]], ids=str)
@@ -169,6 +210,10 @@ def test_operator_contract() -> None:
         True,
     )
     torch.library.opcheck(torch.ops.stadfast.convolve_.default, arguments)
+    geometry, pooling = POOLED[0]
+    x, weight, bias, _ = case(geometry)
+    pooled = (x, ops.pack_filters(weight), bias, [7, 7], 2, [3, 3], list(pooling))
+    torch.library.opcheck(torch.ops.stadfast.convolve_pool.default, pooled)
 
 
 @needs_amx
@@ -196,7 +241,8 @@ def test_what_amx_takes() -> None:
         ({"x": torch.zeros(32, 5, 7, dtype=torch.bfloat16)}, "bfloat16"),
         ({"residual": torch.zeros(1, 32, 5, 6, dtype=torch.bfloat16)}, "residual"),
         ({"weight": torch.zeros(32, 32, 1, 1, dtype=torch.bfloat16)}, "pack_filters"),
-        ({"bias": torch.zeros(31)}, "bias"),
+        ({"bias": torch.zeros(31)}, "multiples of 32"),
+        ({"bias": torch.zeros(64)}, "pack_filters"),
         ({"bias": torch.zeros(32, dtype=torch.bfloat16)}, "bias"),
     ],
 )  # fmt: skip
