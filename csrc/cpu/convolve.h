@@ -14,7 +14,6 @@
 #include "tiles.h"
 
 namespace stadfast::cpu {
-namespace {
 
 constexpr int64_t kTile = 16, kDepth = 32, kChannels = 32;  // pixels of a tile, values of each; channels of a block
 constexpr int64_t kFilterBlock = kDepth * kChannels, kBytes = sizeof(uint16_t);
@@ -248,5 +247,4 @@ SF_TILED inline void convolve_row(const Convolution& c, Rows& rows, const Work& 
 
 #endif
 
-}  // namespace
 }  // namespace stadfast::cpu

@@ -135,6 +135,14 @@ class SlicesItsResidual(KeepsItsResidual):
         return torch.relu(self.second(residual) + residual), part * 2
 
 
+class AddsToItsInput(KeepsItsResidual):
+    """The residual is what is convolved: it cannot be overwritten meanwhile."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = torch.relu(self.first(x)), torch.relu(self.first(-x))
+        return torch.relu(self.second(a) + a), self.second(b) + b
+
+
 class OtherActivations(KeepsItsResidual):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         a = nn.functional.leaky_relu(self.first(x), 0.2)
@@ -148,7 +156,9 @@ class ScaledAddition(KeepsItsResidual):
         return torch.add(self.second(a), a, alpha=3), self.second(a) + a.mean()
 
 
-@pytest.mark.parametrize("module", [KeepsItsResidual, SlicesItsResidual, OtherActivations, ScaledAddition])
+@pytest.mark.parametrize(
+    "module", [KeepsItsResidual, SlicesItsResidual, AddsToItsInput, OtherActivations, ScaledAddition]
+)
 @torch.no_grad()
 def test_what_must_not_be_fused_is_not(module: type[nn.Module]) -> None:
     torch.manual_seed(0)
