@@ -18,7 +18,14 @@ from ..errors import UsageError
 from .layers import Bilinear, Distance, Layer, Pointwise, Reflection, Rows, combination, interpolation
 from .network import Link, StripNetwork
 from .recording import Node, activation_of, functional, height, keeps_rows, only_user, operator_name, record
-from .sliding import Antialiased, Convolution, MaxPool, TransposedConvolution, scale_and_shift
+from .sliding import (
+    Antialiased,
+    Convolution,
+    ConvolutionPool,
+    MaxPool,
+    TransposedConvolution,
+    scale_and_shift,
+)
 
 # Other operators broadcast anyway.
 _SAME = {"alias", "clone", "detach", "expand", "lift_fresh_copy", "_to_copy"}
@@ -171,8 +178,13 @@ class _Converter:
     def _max_pool2d(self, node: Node) -> int:
         defaults: list[Any] = [None, None, [], [0, 0], [1, 1], False]
         source, kernel, stride, padding, dilation, _ = list(node.args) + defaults[len(node.args) :]
-        source = self.values[source]
-        return self.add(MaxPool(self.rows[source], kernel, stride or kernel, dilation, padding), source)[0]
+        value, alone = self.values[source], len(source.users) == 1
+        pool = MaxPool(self.rows[value], kernel, stride or kernel, dilation, padding)
+        before = self.layers[-1] if self.layers and self.links[-1].outputs == (value,) else None
+        if alone and isinstance(before, Convolution) and before.starts() and pool.carried[0] >= 0:
+            self.layers.pop()
+            return self.add(ConvolutionPool(before, pool), *self.links.pop().sources)[0]
+        return self.add(pool, value)[0]
 
     def _batch_norm(self, node: Node) -> list[int]:
         """Behind anything but a convolution."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import Layer, Rows, Step
-from .sliding import Convolution, MaxPool
+from .sliding import Convolution, ConvolutionPool, MaxPool
 
 State = tuple[Tensor, ...]
 
@@ -72,7 +72,7 @@ class StripNetwork(nn.Module):
         """Whether layer i may write its result over its last source: a copy of which nobody else has a view."""
         value = self.chain[i][1].sources[-1]
         made = next((layer for layer, link in self.chain if value in link.outputs), None)
-        fresh = self._carried[value] > 0 or isinstance(made, (Convolution, MaxPool))
+        fresh = self._carried[value] > 0 or isinstance(made, (Convolution, ConvolutionPool, MaxPool))
         readers = [layer for layer, link in self.chain if value in link.sources]
         copied = value not in self.in_parts and all(isinstance(layer, Convolution) for layer in readers)
         return fresh and copied and self.last_use[value] == i and self.chain[i][1].sources.count(value) == 1

@@ -166,10 +166,7 @@ class Convolution(Sliding):
         self, window: Tensor, residual: Tensor | None, last: bool, into: Tensor | None
     ) -> Callable[[], Tensor]:
         """The same by our own kernel, which writes wherever it shall."""
-        if self._packed is None:
-            bias = self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
-            self._packed = ops.pack_filters(self.weight), bias.float()
-        filters, bias = self._packed
+        filters, bias = self.packed()
         kernel, padding = self.weight.shape[2:], self._padding
         stride, groups, rectified = self.stride[0], self.groups, self.activation is not None
         if into is None and last and residual is not None and residual.stride(1) == 1:
@@ -187,6 +184,26 @@ class Convolution(Sliding):
             )
 
         return run
+
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """Filters and bias for our own kernels."""
+        if self._packed is None:
+            bias = self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
+            self._packed = ops.pack_filters(self.weight), bias.float()
+        return self._packed
+
+    def starts(self) -> bool:
+        """Whether it makes many channels of few, as a network's first convolution does."""
+        return (
+            4 * self.weight.shape[1] <= self.weight.shape[0] and self.groups == 1 and len(self.sources) == 1
+        )
+
+    def runs_with(self, window: Tensor, pool: MaxPool) -> bool:
+        """Whether one kernel does this and the pooling behind it."""
+        rectified = self.activation is not None and self.activation.name == "relu"
+        even = self.columns[0] == self.columns[1] and pool.simple
+        takes = ops.amx_takes(self.weight, self.stride, self.dilation, self.groups)
+        return rectified and even and takes and self._ahead(window)
 
 
 def _is_dense(x: Tensor) -> bool:
@@ -219,6 +236,31 @@ class MaxPool(Sliding):
         if self.simple and not is_recorded():
             return [ops.max_pool2d(rows, self.kernel[0], self.stride[0], (0, self.columns[0]), above=above)]
         return [F.max_pool2d(rows, self.kernel, self.stride, (0, self.columns[0]), self.dilation)]
+
+
+class ConvolutionPool(Layer):
+    """A convolution of few channels with the pooling behind it.
+
+    The convolution's last rows are not carried to the next step, but computed again: they are larger than what they are
+    computed from, and on AMX one kernel does both, so that they are never in memory.
+    """
+
+    def __init__(self, convolution: Convolution, pool: MaxPool) -> None:
+        carried = convolution.carried[0] + pool.carried[0] * convolution.stride[0]
+        super().__init__(convolution.sources, pool.outputs, [carried])
+        convolution.carried = (carried,)
+        self.convolution, self.pool = convolution, pool
+
+    def forward(
+        self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
+    ) -> list[Tensor]:
+        convolution, pool, window = self.convolution, self.pool, windows[0]
+        if step.taken is not None or not convolution.runs_with(window, pool):
+            return pool.forward(convolution.forward(windows, step), step)
+        pooling = [pool.kernel[0], pool.stride[0], 0, pool.columns[0]]
+        stride, kernel = convolution.stride[0], list(convolution.weight.shape[2:])
+        padding = [0, convolution.columns[0]]
+        return [ops.convolve_pool(window, *convolution.packed(), kernel, stride, padding, pooling)]
 
 
 class Antialiased(Sliding):

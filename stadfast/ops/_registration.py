@@ -62,7 +62,8 @@ def _(
     pooling: list[int],
 ) -> Tensor:  # fmt: skip
     sides = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(input.shape[2:], padding, kernel, strict=True)]
-    sides = [(n + 2 * pooling[2] - pooling[0]) // pooling[1] + 1 for n in sides]
+    size, step, *around = pooling
+    sides = [(n + 2 * p - size) // step + 1 for n, p in zip(sides, around, strict=True)]
     shape = (input.shape[0], bias.shape[0], *sides)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 

@@ -92,7 +92,7 @@ def convolve_pool(
     input: Tensor, filters: Tensor, bias: Tensor, kernel: Sequence[int], stride: int, padding: Sequence[int],
     pooling: Sequence[int],
 ) -> Tensor:  # fmt: skip
-    """``F.max_pool2d(relu(F.conv2d(input, weight, bias, stride, padding)), *pooling)``, without the features between.
+    """``F.max_pool2d(relu(F.conv2d(input, weight, bias, stride, padding)), ...)``, without the features between.
 
     Args:
         input: (B, I, H, W) bfloat16.
@@ -101,7 +101,7 @@ def convolve_pool(
         kernel: rows and columns of the window.
         stride: of rows and columns.
         padding: rows and columns of zeros on both sides.
-        pooling: its window's side, stride and padding, at most half of the side.
+        pooling: side of its window, stride, and padding of rows and of columns, at most half of the side.
 
     Returns:
         (B, O, H', W') bfloat16, channels_last.

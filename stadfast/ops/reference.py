@@ -100,7 +100,7 @@ def convolve_pool(
     sides = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(input.shape[2:], padding, kernel, strict=True)]
     features = input.new_empty((input.shape[0], len(bias), *sides))
     convolve_(features, input, filters, bias, None, kernel, stride, padding, 1, True)
-    pooled = F.max_pool2d(features.float(), pooling[0], pooling[1], pooling[2])
+    pooled = F.max_pool2d(features.float(), pooling[0], pooling[1], list(pooling[2:]))
     return pooled.to(input.dtype, memory_format=torch.channels_last)
 
 

@@ -83,7 +83,8 @@ def _join_pooling(module: fx.GraphModule, node: fx.Node) -> None:
         return
     x, filters, bias, residual, _, kernel, stride, padding, groups, rectify, *_ = made.args
     if residual is None and groups == 1 and rectify:
-        node.args = (x, filters, bias, kernel, stride[0], padding, node.args[1:])  # type: ignore[index]
+        _, size, step, around = node.args
+        node.args = (x, filters, bias, kernel, stride[0], padding, [size, step, around, around])  # type: ignore[index]
         node.target = ops.convolve_pool
         module.graph.erase_node(made)
 
@@ -192,7 +193,17 @@ def convolved(
     sides = [(n + 2 * p - k) // stride[0] + 1 for n, p, k in zip(x.shape[2:], padding, kernel, strict=True)]
     shape = (x.shape[0], len(bias), *sides)
     if large is not None and x.numel() + math.prod(shape) > _LARGE:
-        rest = (large, large_bias, padding, stride, [1, 1], groups, "relu" if rectify else "none", [], "")
+        rest: tuple[Any, ...] = (
+            large,
+            large_bias,
+            padding,
+            stride,
+            [1, 1],
+            groups,
+            "relu" if rectify else "none",
+            [],
+            "",
+        )
         return mkldnn._convolution_pointwise(x, *rest)  # type: ignore[no-any-return]
     output = residual
     if output is None or not overwrite or output.stride(1) != 1:

@@ -90,11 +90,11 @@ def test_equals_torch(geometry: tuple, added: bool, relu: bool, compiled: bool) 
     assert_equal(found, exact(x, weight, bias, residual if added else None, geometry, relu))
 
 
-POOLED = [  # and the pooling's side, stride and padding
-    ((2, 1, 3, 64, 37, 70, (7, 7), 2, (3, 3)), (3, 2, 1)),
-    ((1, 1, 32, 32, 6, 9, (3, 3), 1, (1, 1)), (2, 2, 0)),
-    ((3, 1, 32, 96, 5, 33, (1, 1), 1, (0, 0)), (3, 1, 1)),
-    ((1, 1, 64, 32, 9, 40, (3, 3), 1, (1, 1)), (2, 3, 1)),
+POOLED = [  # and the pooling's side, stride, paddings
+    ((2, 1, 3, 64, 37, 70, (7, 7), 2, (3, 3)), (3, 2, 1, 1)),
+    ((1, 1, 32, 32, 6, 9, (3, 3), 1, (1, 1)), (2, 2, 0, 0)),
+    ((3, 1, 32, 96, 5, 33, (1, 1), 1, (0, 0)), (3, 1, 0, 1)),
+    ((1, 1, 64, 32, 9, 40, (3, 3), 1, (1, 1)), (2, 3, 1, 0)),
 ]
 
 
@@ -112,7 +112,7 @@ def test_pooled_equals_both_apart(geometry: tuple, pooling: tuple, compiled: boo
             found = ops.convolve_pool(x, ops.pack_filters(weight), bias, kernel, stride, padding, pooling)
     finally:
         torch.set_num_threads(before)
-    wanted = F.max_pool2d(apart, *pooling)
+    wanted = F.max_pool2d(apart, pooling[0], pooling[1], pooling[2:])
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, wanted, rtol=0 if compiled else 2**-7, atol=0 if compiled else 1e-4)
 
