@@ -202,8 +202,9 @@ class Convolution(Sliding):
         """Whether one kernel does this and the pooling behind it."""
         rectified = self.activation is not None and self.activation.name == "relu"
         even = self.columns[0] == self.columns[1] and pool.simple
-        takes = ops.amx_takes(self.weight, self.stride, self.dilation, self.groups)
-        return rectified and even and takes and self._ahead(window)
+        if not (rectified and even and self._ahead(window)):
+            return False
+        return ops.amx_takes(self.weight, self.stride, self.dilation, self.groups)
 
 
 def _is_dense(x: Tensor) -> bool:
