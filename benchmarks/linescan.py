@@ -3,9 +3,8 @@
     python benchmarks/linescan.py [--quick] [--only main|rates|images|seams]
 
 ``main``: STPM with resnet18, random weights, as they do not change the time. All three run the same network on the same
-rows,
-with batch norm folded and oneDNN's fused convolutions, and agree before the clock starts. They take turns. The times
-are for one row of the map.
+rows, with batch norm folded and the same fused convolutions, and agree before the clock starts. They take turns, each
+with 1024 rows in a go, as a web has no end. The times are for one row of the map.
 
 * ``exact``: ``RowStreamer.push`` of ``rows`` rows in the steady state.
 * ``tiled``: tiles of ``rows`` rows with 112 more on both sides, of which nothing is kept, for the delay of ``exact``:

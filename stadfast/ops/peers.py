@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
 from .maps import _FLOATS, _kernel, _unshared
 
 Pair = tuple[int, int]
-_STRIP = 8192  # positions
+_STRIP = 2048  # positions
 
 
 def peer_distance(
@@ -116,17 +117,14 @@ def code_distance(
         UsageError: see :func:`peer_distance`.
     """
     batch, _, height, width = codes[0].shape
-    heads = list(zip(weights, biases, [code.flatten(2) for code in codes], strict=True))
+    most = max(weight.shape[1] for weight in weights)
+    matrices = torch.stack([F.pad(weight, (0, most - weight.shape[1])) for weight in weights])[:, None]
+    offsets = torch.stack(list(biases))[:, None, :, None]
     strips = []
-    for first in range(0, int(height) * int(width), _STRIP):
-        descriptors = [
-            torch.baddbmm(
-                bias.view(1, -1, 1), weight.expand(batch, -1, -1), code[..., first : first + _STRIP]
-            )
-            for weight, bias, code in heads
-        ]
-        rows = [x.unsqueeze(2) for x in descriptors]
-        strips.append(peer_distance(rows, pairs, groups, squared=squared))
+    for parts in zip(*(code.flatten(2).split(_STRIP, dim=2) for code in codes), strict=True):
+        padded = [F.pad(x, (0, 0, 0, most - x.shape[1])) if x.shape[1] < most else x for x in parts]
+        descriptors = torch.matmul(matrices, torch.stack(padded)).add_(offsets)  # all networks' at once
+        strips.append(peer_distance([x.unsqueeze(2) for x in descriptors], pairs, groups, squared=squared))
     return torch.cat(strips, dim=3).view(batch, -1, height, width)
 
 

@@ -172,9 +172,8 @@ def _by_tiles(
     for name, tensor in (("tiles", ops.pack_filters(weight)), ("sums", bias.float())):
         module.register_buffer(f"{found.weight.target}_{name}", tensor, persistent=False)
         constants.append(module.graph.get_attr(f"{found.weight.target}_{name}"))
-    large = (
-        _laid_out(module, found) if residual is None else None
-    )  # torch may not fuse an addition in half types
+    # Without an addition only: torch does not fuse all of those in half types.
+    large = _laid_out(module, found) if residual is None else None
     rest = (list(weight.shape[2:]), found.stride, found.padding, found.groups, activation is not _IDENTITY)
     return module.graph.call_function(
         convolved, (found.x, *constants, residual, overwrite, *rest, large, found.bias)
@@ -193,18 +192,8 @@ def convolved(
     sides = [(n + 2 * p - k) // stride[0] + 1 for n, p, k in zip(x.shape[2:], padding, kernel, strict=True)]
     shape = (x.shape[0], len(bias), *sides)
     if large is not None and x.numel() + math.prod(shape) > _LARGE:
-        rest: tuple[Any, ...] = (
-            large,
-            large_bias,
-            padding,
-            stride,
-            [1, 1],
-            groups,
-            "relu" if rectify else "none",
-            [],
-            "",
-        )
-        return mkldnn._convolution_pointwise(x, *rest)  # type: ignore[no-any-return]
+        rest: tuple[Any, ...] = (padding, stride, [1, 1], groups, "relu" if rectify else "none", [], "")
+        return mkldnn._convolution_pointwise(x, large, large_bias, *rest)  # type: ignore[no-any-return]
     output = residual
     if output is None or not overwrite or output.stride(1) != 1:
         output = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
