@@ -64,8 +64,9 @@ inline Convolution prepare(Tensor& input, const Tensor& filters, const Tensor& b
   Convolution c{};
   SF_CHECK(is_features(input), "expected an input (B, C, H, W), bfloat16");
   SF_CHECK(kernel.size() == 2 && padding.size() == 2 && groups >= 1 && stride >= 1 && kernel[0] >= 1 &&
-               kernel[1] >= 1 && padding[0] >= 0 && padding[0] < kernel[0] && padding[1] >= 0 && padding[1] < kernel[1],
-           "expected two kernel sizes, a stride, two smaller paddings, and groups");
+               kernel[1] >= 1 && padding[0] >= 0 && padding[0] < kMaxExtent && padding[1] >= 0 &&
+               padding[1] < kMaxExtent,
+           "expected two kernel sizes, a stride, two paddings, and groups");
   SF_CHECK(kernel[0] + stride <= kMaxWindows, "expected kernel rows and stride of at most 32 together");
   input = interleaved(input, groups == 1 && input.size(1) % kDepth != 0, &c.in);
   c.groups = groups, c.channels = c.in.channels / groups, c.filters = bias.numel() / groups;

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _library, reference
 
 _BLOCK = 32  # channels, or values under a row of the window, that are taken at once
+_ROWS = 32  # of the window and one stride, at most
 
 
 def has_amx() -> bool:
@@ -28,12 +29,12 @@ def amx_takes(weight: Tensor, stride: Sequence[int], dilation: Sequence[int], gr
     """Whether :func:`convolve_` is the way to do a convolution.
 
     That is: bfloat16; output channels in multiples of 32, and so are those in, or there is one group in which the
-    values under a row of the window fill half of what is taken at once; one stride, no dilation.
+    values under a row of the window fill half of what is taken at once; one stride, no dilation; no huge window.
     """
     filters, channels, columns = weight.shape[0] // groups, weight.shape[1], weight.shape[3]
     row = channels * columns
     filled = channels % _BLOCK == 0 or (groups == 1 and 2 * row >= row + -row % _BLOCK)
-    plain = len(set(stride)) == 1 and set(dilation) == {1}
+    plain = len(set(stride)) == 1 and set(dilation) == {1} and weight.shape[2] + stride[0] <= _ROWS
     narrow = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
     return narrow and plain and filled and filters % _BLOCK == 0 and has_amx()
 

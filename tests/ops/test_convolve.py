@@ -28,6 +28,7 @@ GEOMETRIES = [
     (1, 1, 32, 128, 5, 7, (3, 3), 1, (1, 1)),  # fewer rows than threads
     (2, 1, 3, 64, 21, 38, (7, 7), 2, (3, 3)),  # the values under a row are no multiple of 32
     (1, 1, 20, 32, 6, 18, (3, 3), 1, (1, 1)),
+    (1, 1, 32, 32, 4, 18, (1, 2), 2, (3, 4)),  # more padding than window
     (1, 2, 256, 256, 6, 64, (3, 3), 1, (0, 1)),  # filters larger than a core's cache
 ]
 
@@ -227,6 +228,7 @@ def test_what_amx_takes() -> None:
     assert not ops.amx_takes(weight[:40], [1, 1], [1, 1], 1)
     assert not ops.amx_takes(weight, [1, 2], [1, 1], 2)
     assert not ops.amx_takes(weight, [1, 1], [2, 2], 2)
+    assert not ops.amx_takes(weight.new_zeros(32, 32, 32, 1), [1, 1], [1, 1], 1)
     with plain_pytorch():
         assert not ops.amx_takes(weight, [1, 1], [1, 1], 2)
 
