@@ -32,9 +32,10 @@ void run(const Convolution& c, uint16_t* output) {
       const int64_t group = share / parts, part = share % parts;
       const auto filter = [&](int64_t p) { return group * c.filters + blocks * p / parts * kChannels; };
       const int64_t image = row / rows, first = row % rows * c.rows_at_once();
-      convolve_row(c, copied,
-                   {image, group, first, filter(part), filter(part + 1),
-                    output + image * c.out.batch_stride + first * c.out.width * c.out.pixel_stride});
+      const uint16_t* residual = c.residual_row(image, first);
+      convolve_row(c, {first, filter(part), filter(part + 1), copied.read(image, group, first),
+                       residual ? residual + filter(part) : nullptr,
+                       output + image * c.out.batch_stride + first * c.out.width * c.out.pixel_stride + filter(part)});
     }
   });
 }

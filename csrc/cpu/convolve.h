@@ -38,6 +38,9 @@ struct Convolution {
   const uint16_t* input_row(int64_t image, int64_t row, int64_t group) const {
     return input + image * in.batch_stride + row * in.width * in.pixel_stride + group * channels;
   }
+  const uint16_t* residual_row(int64_t image, int64_t row) const {
+    return residual ? residual + image * added.batch_stride + row * out.width * added.pixel_stride : nullptr;
+  }
   // The second of two tiles is the next in the row, or where a row has one only, that of the next row.
   int64_t rows_at_once() const { return tiles_of_row() == 1 && !row_by_row ? 2 : 1; }
   int64_t rows_seen() const { return kernel_rows + (rows_at_once() - 1) * stride; }
@@ -163,18 +166,19 @@ class Rows {
   }
 
   // The rows under the windows of an output row (and the one behind it, where two are computed at once).
-  SF_TILED void read(int64_t image, int64_t group, int64_t out_row, const uint16_t** found) {
+  SF_TILED const uint16_t* const* read(int64_t image, int64_t group, int64_t out_row) {
     const int64_t top = out_row * c_.stride - c_.rows_above, end = top + c_.rows_seen();
     if (c_.direct()) {
       for (int64_t row = top; row < end; ++row)
-        found[row - top] = c_.input_row(image, std::min(row, c_.in.height - 1), group);
-      return;
+        found_[row - top] = c_.input_row(image, std::min(row, c_.in.height - 1), group);
+      return found_;
     }
     Known& known = known_[group];
     if (image != known.image || end < known.next) known = {image, top};
-    for (int64_t row = top; row < end; ++row) found[row - top] = slot(group, row);
+    for (int64_t row = top; row < end; ++row) found_[row - top] = slot(group, row);
     for (int64_t row = std::max(known.next, top); row < end; ++row) copy(image, group, row);
     known.next = end;
+    return found_;
   }
 
  private:
@@ -213,34 +217,36 @@ class Rows {
 
   const Convolution& c_;
   std::vector<Known> known_;
+  const uint16_t* found_[kMaxWindows];
   int64_t length_;
   uint16_t* first_;
 };
 
-// What a thread does at once; `output`: the row's first pixel.
+// What is computed at once. `windows`: the rows under them; `residual` (or null), `output`: of the first filter at the
+// row's first pixel.
 struct Work {
-  int64_t image, group, row, first_filter, last_filter;
+  int64_t row, first_filter, last_filter;
+  const uint16_t* const* windows;
+  const uint16_t* residual;
   uint16_t* output;
 };
 
-SF_TILED inline void convolve_row(const Convolution& c, Rows& rows, const Work& work) {
+SF_TILED inline void convolve_row(const Convolution& c, const Work& work) {
   alignas(64) float sums[2 * kTile * kChannels];
-  const uint16_t* windows[kMaxWindows];
-  rows.read(work.image, work.group, work.row, windows);
   const bool two_rows = c.rows_at_once() == 2;
   const int64_t step = c.stride * (c.direct() ? c.in.pixel_stride : c.channels);  // from pixel to pixel
   const int64_t block = c.kernel_rows * c.depth() * kFilterBlock;
   for (int64_t x = 0; x < c.out.width; x += 2 * kTile) {
     const int64_t first = x * step, second = first + (x + kTile < c.out.width ? kTile * step : 0);
     for (int64_t f = work.first_filter; f < work.last_filter; f += kChannels) {
-      multiply(c, windows, first, two_rows ? c.stride : 0, second, step, c.weights + f / kChannels * block, sums);
+      multiply(c, work.windows, first, two_rows ? c.stride : 0, second, step, c.weights + f / kChannels * block, sums);
       for (int64_t tile = 0; tile < 2; ++tile) {
-        const int64_t row = work.row + (two_rows ? tile : 0), column = x + (two_rows ? 0 : tile * kTile);
-        const int64_t pixels = row < c.out.height ? std::min(kTile, c.out.width - column) : 0;
-        const int64_t at = row * c.out.width + column, behind = at - work.row * c.out.width;
+        const int64_t behind = two_rows ? tile : 0, column = x + (two_rows ? 0 : tile * kTile);
+        const int64_t pixels = work.row + behind < c.out.height ? std::min(kTile, c.out.width - column) : 0;
+        const int64_t at = behind * c.out.width + column, filter = f - work.first_filter;
         finish(c, sums + tile * kTile * kChannels, pixels, c.bias + f,
-               c.residual ? c.residual + work.image * c.added.batch_stride + at * c.added.pixel_stride + f : nullptr,
-               work.output + behind * c.out.pixel_stride + f);
+               work.residual ? work.residual + at * c.added.pixel_stride + filter : nullptr,
+               work.output + at * c.out.pixel_stride + filter);
       }
     }
   }

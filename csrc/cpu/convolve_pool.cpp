@@ -58,7 +58,7 @@ void run(const Convolution& c, const Pooling& down, const Pooling& along, uint16
       for (int64_t row = first; row < last; ++row) {
         uint16_t* slot = memory.data() + row % down.size * length;
         rows[row - first] = slot;
-        if (row >= next) convolve_row(c, copied, {image, 0, row, 0, c.filters, slot});
+        if (row >= next) convolve_row(c, {row, 0, c.filters, copied.read(image, 0, row), nullptr, slot});
       }
       next = last;
       pool_row(c, along, rows.data(), last - first, memory.data() + down.size * length,

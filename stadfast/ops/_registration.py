@@ -68,6 +68,11 @@ def _(
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
+@torch.library.register_fake("stadfast::convolve_blocks")
+def _(input: Tensor, filters: list[Tensor], bias: list[Tensor], groups: int) -> Tensor:
+    return torch.empty_like(input, memory_format=torch.channels_last)
+
+
 @torch.library.register_fake("stadfast::normalize_images")
 def _(images: Tensor, mean: list[float], std: list[float], bfloat16: bool) -> Tensor:
     dtype = torch.bfloat16 if bfloat16 else torch.float32

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _library, reference
+from .maps import _unshared
 
 _BLOCK = 32  # channels, or values under a row of the window, that are taken at once
 _ROWS = 32  # of the window and one stride, at most
@@ -109,3 +110,28 @@ def convolve_pool(
     """
     run = torch.ops.stadfast.convolve_pool if has_amx() else reference.convolve_pool
     return run(input, filters, bias, kernel, stride, padding, pooling)  # type: ignore[no-any-return]
+
+
+def convolve_blocks(input: Tensor, filters: Sequence[Tensor], bias: Sequence[Tensor], groups: int) -> Tensor:
+    """Residual blocks row by row, the features between their convolutions in the cache.
+
+    Equivalent to, for every two of the 3 x 3 convolutions::
+
+        x = relu(F.conv2d(relu(F.conv2d(x, weight, bias, 1, 1, 1, groups)), weight2, bias2, 1, 1, 1, groups) + x)
+
+    bit for bit as :func:`convolve_` does it: every convolution's result is rounded.
+
+    Args:
+        input: (B, C, H, W) bfloat16; C a multiple of 32 in each group.
+        filters: the weights (C, C / groups, 3, 3), of :func:`pack_filters`; two for each block.
+        bias: as many of (C) float32.
+        groups: of channels.
+
+    Returns:
+        (B, C, H, W) bfloat16, channels_last.
+
+    Raises:
+        RuntimeError: an argument does not fit.
+    """
+    run = torch.ops.stadfast.convolve_blocks if has_amx() else reference.convolve_blocks
+    return run(input, _unshared(list(filters)), list(bias), groups)  # type: ignore[no-any-return]

@@ -104,6 +104,16 @@ def convolve_pool(
     return pooled.to(input.dtype, memory_format=torch.channels_last)
 
 
+def convolve_blocks(input: Tensor, filters: list[Tensor], bias: list[Tensor], groups: int) -> Tensor:
+    features = input
+    for i, (packed, shift) in enumerate(zip(filters, bias, strict=True)):
+        block = features if i % 2 == 0 else block  # what the second of two convolutions adds
+        sums = torch.empty_like(input, memory_format=torch.channels_last)
+        convolve_(sums, features, packed, shift, block if i % 2 else None, [3, 3], 1, [1, 1], groups, True)
+        features = sums
+    return features
+
+
 def has_amx() -> bool:
     return False
 
