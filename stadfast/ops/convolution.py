@@ -134,4 +134,4 @@ def convolve_blocks(input: Tensor, filters: Sequence[Tensor], bias: Sequence[Ten
         RuntimeError: an argument does not fit.
     """
     run = torch.ops.stadfast.convolve_blocks if has_amx() else reference.convolve_blocks
-    return run(input, _unshared(list(filters)), list(bias), groups)  # type: ignore[no-any-return]
+    return run(input, _unshared(list(filters)), _unshared(list(bias)), groups)  # type: ignore[no-any-return]

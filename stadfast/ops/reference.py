@@ -105,13 +105,12 @@ def convolve_pool(
 
 
 def convolve_blocks(input: Tensor, filters: list[Tensor], bias: list[Tensor], groups: int) -> Tensor:
-    features = input
-    for i, (packed, shift) in enumerate(zip(filters, bias, strict=True)):
-        block = features if i % 2 == 0 else block  # what the second of two convolutions adds
-        sums = torch.empty_like(input, memory_format=torch.channels_last)
-        convolve_(sums, features, packed, shift, block if i % 2 else None, [3, 3], 1, [1, 1], groups, True)
-        features = sums
-    return features
+    for i in range(0, len(filters), 2):
+        inner, outer = (torch.empty_like(input, memory_format=torch.channels_last) for _ in range(2))
+        convolve_(inner, input, filters[i], bias[i], None, [3, 3], 1, [1, 1], groups, True)
+        convolve_(outer, inner, filters[i + 1], bias[i + 1], input, [3, 3], 1, [1, 1], groups, True)
+        input = outer
+    return input
 
 
 def has_amx() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import ops
+from .amx import convolved, join_blocks, join_poolings
 from .lowering import finish
 
 aten = torch.ops.aten
@@ -17,8 +17,6 @@ mkldnn = torch.ops.mkldnn
 
 CONVOLUTION = aten.convolution.default
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
-
-_LARGE = 3_000_000  # elements of a convolution's input and output
 
 _POOLING_DEFAULTS: tuple[Any, ...] = (None, None, [], [0, 0], [1, 1], False)
 
@@ -58,8 +56,8 @@ def fuse(module: fx.GraphModule, *, residuals: bool = True) -> int:
         if node.target is CONVOLUTION and _fits(module, node):
             _replace(module, node, order, residuals)
             count += 1
-    for node in list(module.graph.nodes):
-        _join_pooling(module, node)
+    join_poolings(module)
+    join_blocks(module)
     finish(module)
     return count
 
@@ -74,19 +72,6 @@ def _replace_pooling(node: fx.Node) -> None:
     if square and dilation[0] == 1 and not ceil_mode and node.meta["dtype"] != torch.float64:
         node.args = (node.args[0], kernel[0], (stride or kernel)[0], padding[0])
         node.target = ops.max_pool2d
-
-
-def _join_pooling(module: fx.GraphModule, node: fx.Node) -> None:
-    """Pooling right behind a rectified convolution on tiles: in one, without the large features between."""
-    made = node.args[0] if node.target is ops.max_pool2d else None
-    if not isinstance(made, fx.Node) or made.target is not convolved or len(made.users) > 1:
-        return
-    x, filters, bias, residual, _, kernel, stride, padding, groups, rectify, *_ = made.args
-    if residual is None and groups == 1 and rectify:
-        _, size, step, around = node.args
-        node.args = (x, filters, bias, kernel, stride[0], padding, [size, step, around, around])  # type: ignore[index]
-        node.target = ops.convolve_pool
-        module.graph.erase_node(made)
 
 
 class Convolution(NamedTuple):
@@ -178,26 +163,6 @@ def _by_tiles(
     return module.graph.call_function(
         convolved, (found.x, *constants, residual, overwrite, *rest, large, found.bias)
     )
-
-
-def convolved(
-    x: Tensor, filters: Tensor, bias: Tensor, residual: Tensor | None, overwrite: bool,
-    kernel: list[int], stride: list[int], padding: list[int], groups: int, rectify: bool,
-    large: Tensor | None, large_bias: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """:func:`~stadfast.ops.convolve_` into the residual, if it may be overwritten, or into new memory.
-
-    Features that no cache holds are for oneDNN, if its weight ``large`` is there: it waits less for memory.
-    """
-    sides = [(n + 2 * p - k) // stride[0] + 1 for n, p, k in zip(x.shape[2:], padding, kernel, strict=True)]
-    shape = (x.shape[0], len(bias), *sides)
-    if large is not None and x.numel() + math.prod(shape) > _LARGE:
-        rest: tuple[Any, ...] = (padding, stride, [1, 1], groups, "relu" if rectify else "none", [], "")
-        return mkldnn._convolution_pointwise(x, large, large_bias, *rest)  # type: ignore[no-any-return]
-    output = residual
-    if output is None or not overwrite or output.stride(1) != 1:
-        output = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-    return ops.convolve_(output, x, filters, bias, residual, kernel, stride[0], padding, groups, rectify)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from stadfast import ops
-from stadfast.runtime import fusion
+from stadfast.runtime import amx, fusion
 from stadfast.runtime.precision import narrow
 from stadfast.runtime.siblings import join
 
@@ -29,12 +29,12 @@ def assert_close(found: list[Tensor], wanted: list[Tensor]) -> None:
         assert (one.float() - other).abs().max() <= 0.05 * other.abs().max()
 
 
-@pytest.mark.parametrize("large", [0, fusion._LARGE], ids=["all large", "none large"])
+@pytest.mark.parametrize("large", [0, amx._LARGE], ids=["all large", "none large"])
 @pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_every_network(name: str, joined: bool, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusion, "_LARGE", large)
+    monkeypatch.setattr(amx, "_LARGE", large)
     module, x = Pair(name, NETWORKS[name]), random(2, 3, 48, 56)
     graph = in_bfloat16(module, x)
     if joined:
@@ -52,7 +52,7 @@ def test_all_convolutions_of_a_joined_resnet() -> None:
     join(graph)
     assert fusion.fuse(graph) == 10
     assert calls(graph, ops.convolve_pool) == 1  # the first, with the pooling behind it
-    assert calls(graph, fusion.convolved) == 9
+    assert calls(graph, amx.convolved) == 9
     assert calls(graph, ops.max_pool2d) == 0
 
 
