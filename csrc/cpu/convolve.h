@@ -61,37 +61,46 @@ inline Tensor interleaved(const Tensor& x, bool dense, Layout* layout) {
   return copy;
 }
 
-// What is convolved, but for output and residual. `input` is replaced by a copy where its layout asks for one.
-inline Convolution prepare(Tensor& input, const Tensor& filters, const Tensor& bias, const std::vector<int64_t>& kernel,
-                           int64_t stride, const std::vector<int64_t>& padding, int64_t groups, bool rectify) {
+// What is convolved, but for memory of features.
+inline Convolution prepare(const Layout& in, const Tensor& filters, const Tensor& bias,
+                           const std::vector<int64_t>& kernel, int64_t stride, const std::vector<int64_t>& padding,
+                           int64_t groups, bool rectify) {
   Convolution c{};
-  SF_CHECK(is_features(input), "expected an input (B, C, H, W), bfloat16");
   SF_CHECK(kernel.size() == 2 && padding.size() == 2 && groups >= 1 && stride >= 1 && kernel[0] >= 1 &&
                kernel[1] >= 1 && padding[0] >= 0 && padding[0] < kMaxExtent && padding[1] >= 0 &&
                padding[1] < kMaxExtent,
            "expected two kernel sizes, a stride, two paddings, and groups");
   SF_CHECK(kernel[0] + stride <= kMaxWindows, "expected kernel rows and stride of at most 32 together");
-  input = interleaved(input, groups == 1 && input.size(1) % kDepth != 0, &c.in);
-  c.groups = groups, c.channels = c.in.channels / groups, c.filters = bias.numel() / groups;
+  c.in = in, c.groups = groups, c.channels = in.channels / groups, c.filters = bias.numel() / groups;
   c.kernel_rows = kernel[0], c.kernel_columns = kernel[1], c.stride = stride;
   c.rows_above = padding[0], c.columns_left = padding[1], c.rectify = rectify;
-  SF_CHECK(c.in.channels == c.channels * groups && bias.numel() == c.filters * groups && c.filters > 0 &&
+  SF_CHECK(in.channels == c.channels * groups && bias.numel() == c.filters * groups && c.filters > 0 &&
                c.filters % kChannels == 0 && (c.channels % kDepth == 0 || groups == 1),
            "expected multiples of 32 channels out of and into each group, or a single group");
-  SF_CHECK(c.channels > 0 && c.in.height + 2 * padding[0] >= kernel[0] && c.in.width + 2 * padding[1] >= kernel[1] &&
-               c.in.height < kMaxExtent && c.in.width < kMaxExtent && c.in.channels < kMaxExtent,
+  SF_CHECK(c.channels > 0 && in.height + 2 * padding[0] >= kernel[0] && in.width + 2 * padding[1] >= kernel[1] &&
+               in.height < kMaxExtent && in.width < kMaxExtent && in.channels < kMaxExtent,
            "the window is larger than the padded input, or something is too large");
   SF_CHECK(bias.scalar_type() == ScalarType::Float && bias.is_contiguous(),
            "expected a float32 bias for every output channel");
   SF_CHECK(filters.scalar_type() == ScalarType::BFloat16 && filters.is_contiguous() &&
                filters.numel() == bias.numel() * c.kernel_rows * c.depth() * kDepth,
            "expected filters as pack_filters gives them");
-  c.out.batch = c.in.batch, c.out.channels = bias.numel();
-  c.out.height = (c.in.height + 2 * padding[0] - kernel[0]) / stride + 1;
-  c.out.width = (c.in.width + 2 * padding[1] - kernel[1]) / stride + 1;
-  c.input = static_cast<const uint16_t*>(input.const_data_ptr());
+  c.out.batch = in.batch, c.out.channels = bias.numel();
+  c.out.height = (in.height + 2 * padding[0] - kernel[0]) / stride + 1;
+  c.out.width = (in.width + 2 * padding[1] - kernel[1]) / stride + 1;
   c.weights = static_cast<const uint16_t*>(filters.const_data_ptr());
   c.bias = static_cast<const float*>(bias.const_data_ptr());
+  return c;
+}
+
+// The same with its input, which is replaced by a copy where its layout asks for one.
+inline Convolution prepare(Tensor& input, const Tensor& filters, const Tensor& bias, const std::vector<int64_t>& kernel,
+                           int64_t stride, const std::vector<int64_t>& padding, int64_t groups, bool rectify) {
+  SF_CHECK(is_features(input), "expected an input (B, C, H, W), bfloat16");
+  Layout in;
+  input = interleaved(input, groups == 1 && input.size(1) % kDepth != 0, &in);
+  Convolution c = prepare(in, filters, bias, kernel, stride, padding, groups, rectify);
+  c.input = static_cast<const uint16_t*>(input.const_data_ptr());
   return c;
 }
 

@@ -1,121 +1,37 @@
-// Residual blocks row by row: the features between their convolutions never leave the cache.
+// Residual blocks on features in memory.
+#include "convolve_blocks.h"
+
 #include <torch/csrc/stable/library.h>
-
-#include <optional>
-
-#include "convolve.h"
 
 namespace stadfast::cpu {
 namespace {
 
 #ifdef SF_TILES
 
-constexpr int64_t kRows = 3;    // of a window
-constexpr double kGrain = 2e6;  // multiplications below which a second thread costs more than it brings
+struct CopiedRows {
+  const Convolution& c;
 
-// What one thread knows of the features before every convolution: the last rows of a group of an image, padded, in a
-// ring. Row r lies in slot (r + 1) % 3. A row is computed when the next convolution needs it, and it needs one more
-// than the row that it computes: the ring before holds that row itself, the residual of a block, until then.
-class Rings {
- public:
-  explicit Rings(const std::vector<Convolution>& chain) : chain_(chain), next_(chain.size()) {
-    length_ = (chain[0].tiles_of_row() * kTile + kRows - 1) * chain[0].channels;
-    static thread_local std::vector<uint16_t> memory;
-    memory.assign(chain.size() * kRows * length_ + kDepth, 0);  // what surrounds a row stays zero
-    first_ = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  void read(int64_t image, int64_t group, int64_t row, uint16_t* output) const {
+    const uint16_t* from = c.input_row(image, row, group);
+    for (int64_t x = 0; x < c.in.width; ++x, output += c.channels, from += c.in.pixel_stride)
+      std::memcpy(output, from, c.channels * kBytes);
   }
-
-  // Another group or image, or other rows of them.
-  void start(int64_t image, int64_t group, int64_t row) {
-    image_ = image, group_ = group;
-    for (size_t i = chain_.size(); i > 0; --i) next_[i - 1] = row = std::max<int64_t>(row - 1, -1);
-  }
-
-  // A row of the blocks' result.
-  void compute(int64_t row, uint16_t* output) { convolve(chain_.size() - 1, row, output); }
-
- private:
-  uint16_t* slot(size_t i, int64_t row) const { return first_ + (kRows * i + (row + 1) % kRows) * length_; }
-
-  // All rows before `end` of what convolution i reads.
-  void fill(size_t i, int64_t end) {
-    const Convolution& c = chain_[i];
-    for (int64_t& row = next_[i]; row < end; ++row) {
-      uint16_t* to = slot(i, row) + c.channels;
-      if (row < 0 || row >= c.in.height)
-        std::memset(to, 0, c.in.width * c.channels * kBytes);
-      else if (i > 0)
-        convolve(i - 1, row, to);
-      else
-        copy(row, to);
-    }
-  }
-
-  void copy(int64_t row, uint16_t* to) const {
-    const Convolution& c = chain_[0];
-    const uint16_t* from = c.input_row(image_, row, group_);
-    for (int64_t x = 0; x < c.in.width; ++x, to += c.channels, from += c.in.pixel_stride)
-      std::memcpy(to, from, c.channels * kBytes);
-  }
-
-  void convolve(size_t i, int64_t row, uint16_t* output) {
-    const Convolution& c = chain_[i];
-    fill(i, row + 2);
-    const uint16_t* windows[kRows] = {slot(i, row - 1), slot(i, row), slot(i, row + 1)};
-    const uint16_t* residual = i % 2 ? slot(i - 1, row) + c.channels : nullptr;
-    convolve_row(c, {row, group_ * c.filters, (group_ + 1) * c.filters, windows, residual, output});
-  }
-
-  const std::vector<Convolution>& chain_;
-  std::vector<int64_t> next_;  // rows before it have been computed
-  int64_t image_ = 0, group_ = 0, length_;
-  uint16_t* first_;
 };
-
-// Threads take rows of a group of an image. Where one begins in the middle, it computes some rows above once more, two
-// for each convolution that follows; so it takes several.
-void run(const std::vector<Convolution>& chain, uint16_t* output) {
-  const Convolution& c = chain.back();
-  const int64_t height = c.out.height, convolutions = chain.size();
-  const double work = double(convolutions) * double(c.filters * c.kernel_rows * c.depth() * kDepth * c.out.width);
-  const int64_t grain = std::max(2 * convolutions, int64_t(kGrain / work));
-  torch::stable::parallel_for(0, c.out.batch * c.groups * height, grain, [&](int64_t i, int64_t end) {
-    const TileScope scope;
-    Rings rings(chain);
-    for (bool first = true; i < end; ++i, first = false) {
-      const int64_t row = i % height, image = i / height / c.groups, group = i / height % c.groups;
-      if (first || row == 0) rings.start(image, group, row);
-      rings.compute(row, output + image * c.out.batch_stride + row * c.out.width * c.out.pixel_stride +
-                             group * c.filters);
-    }
-  });
-}
 
 #endif
 
 // input: (B, C, H, W) -> (B, C, H, W); both bfloat16; filters: of pack_filters, two for each block; bias: as many of C,
 // float32
 Tensor convolve_blocks(Tensor input, std::vector<Tensor> filters, std::vector<Tensor> bias, int64_t groups) {
-  SF_CHECK(!filters.empty() && filters.size() % 2 == 0 && bias.size() == filters.size(),
-           "convolve_blocks: expected two filters and two biases for each block, got ", filters.size(), " and ",
-           bias.size());
-  std::vector<Convolution> chain;
-  for (size_t i = 0; i < filters.size(); ++i) {
-    Convolution c = prepare(input, filters[i], bias[i], {3, 3}, 1, {1, 1}, groups, true);
-    SF_CHECK(c.filters == c.channels, "convolve_blocks: expected as many channels out of each convolution as into it");
-    c.row_by_row = true;
-    c.out.channel_stride = 1, c.out.pixel_stride = c.added.pixel_stride = c.channels;
-    chain.push_back(c);
-  }
-  Convolution& last = chain.back();
-  Tensor output =
-      torch::stable::empty({last.in.batch, last.in.channels, last.in.height, last.in.width}, ScalarType::BFloat16,
-                           std::nullopt, input.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-  last.out.pixel_stride = last.out.channels;
-  last.out.batch_stride = last.out.pixels() * last.out.channels;
+  SF_CHECK(is_features(input), "convolve_blocks: expected an input (B, C, H, W), bfloat16");
+  Layout in;
+  input = interleaved(input, false, &in);
+  std::vector<Convolution> chain = prepare_blocks(in, filters, bias, groups);
+  chain[0].input = static_cast<const uint16_t*>(input.const_data_ptr());
+  Tensor output = empty_features(input, chain.back().out);
 #ifdef SF_TILES
   SF_CHECK(amx_available(), "convolve_blocks: this processor has no tiles (AMX)");
-  run(chain, static_cast<uint16_t*>(output.mutable_data_ptr()));
+  run_blocks(chain, [&] { return CopiedRows{chain[0]}; }, static_cast<uint16_t*>(output.mutable_data_ptr()));
 #else
   SF_CHECK(false, "convolve_blocks: compiled without tiles (AMX)");
 #endif

@@ -5,7 +5,15 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 
 from ._library import Backend, backend, cache_folder, plain_pytorch
 from ._onednn import onednn_takes
-from .convolution import amx_takes, convolve_, convolve_blocks, convolve_pool, has_amx, pack_filters
+from .convolution import (
+    amx_takes,
+    convolve_,
+    convolve_blocks,
+    convolve_pool,
+    convolve_pool_blocks,
+    has_amx,
+    pack_filters,
+)
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .images import normalize_images
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
@@ -27,6 +35,7 @@ __all__ = [
     "convolve_",
     "convolve_blocks",
     "convolve_pool",
+    "convolve_pool_blocks",
     "ensemble_scores",
     "has_amx",
     "key_histogram",

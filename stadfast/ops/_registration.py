@@ -56,10 +56,11 @@ def _(output: Tensor, *arguments: Any) -> None:
     return None
 
 
+@torch.library.register_fake("stadfast::convolve_pool_blocks")
 @torch.library.register_fake("stadfast::convolve_pool")
 def _(
     input: Tensor, filters: Tensor, bias: Tensor, kernel: list[int], stride: int, padding: list[int],
-    pooling: list[int],
+    pooling: list[int], *blocks: Any,
 ) -> Tensor:  # fmt: skip
     sides = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(input.shape[2:], padding, kernel, strict=True)]
     size, step, *around = pooling

@@ -135,3 +135,32 @@ def convolve_blocks(input: Tensor, filters: Sequence[Tensor], bias: Sequence[Ten
     """
     run = torch.ops.stadfast.convolve_blocks if has_amx() else reference.convolve_blocks
     return run(input, _unshared(list(filters)), _unshared(list(bias)), groups)  # type: ignore[no-any-return]
+
+
+def convolve_pool_blocks(
+    input: Tensor, filters: Tensor, bias: Tensor, kernel: Sequence[int], stride: int, padding: Sequence[int],
+    pooling: Sequence[int], block_filters: Sequence[Tensor], block_bias: Sequence[Tensor], groups: int,
+) -> Tensor:  # fmt: skip
+    """:func:`convolve_blocks` of :func:`convolve_pool`, bit for bit, without the features between.
+
+    Args:
+        input: (B, I, H, W) bfloat16.
+        filters: the first convolution's weight, of :func:`pack_filters`.
+        bias: (O) float32.
+        kernel: rows and columns of the window.
+        stride: of rows and columns.
+        padding: rows and columns of zeros on both sides.
+        pooling: side of its window, stride, and padding of rows and of columns, at most half of the side.
+        block_filters: the blocks' weights (O, O / groups, 3, 3), of :func:`pack_filters`; two for each block.
+        block_bias: as many of (O) float32.
+        groups: of the blocks' channels; a multiple of 32 in each.
+
+    Returns:
+        (B, O, H', W') bfloat16, channels_last.
+
+    Raises:
+        RuntimeError: an argument does not fit.
+    """
+    run = torch.ops.stadfast.convolve_pool_blocks if has_amx() else reference.convolve_pool_blocks
+    blocks = (_unshared(list(block_filters)), _unshared(list(block_bias)), groups)
+    return run(input, filters, bias, kernel, stride, padding, pooling, *blocks)  # type: ignore[no-any-return]

@@ -113,6 +113,14 @@ def convolve_blocks(input: Tensor, filters: list[Tensor], bias: list[Tensor], gr
     return input
 
 
+def convolve_pool_blocks(
+    input: Tensor, filters: Tensor, bias: Tensor, kernel: Sequence[int], stride: int, padding: Sequence[int],
+    pooling: Sequence[int], block_filters: list[Tensor], block_bias: list[Tensor], groups: int,
+) -> Tensor:  # fmt: skip
+    pooled = convolve_pool(input, filters, bias, kernel, stride, padding, pooling)
+    return convolve_blocks(pooled, block_filters, block_bias, groups)
+
+
 def has_amx() -> bool:
     return False
 

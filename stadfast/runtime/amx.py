@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,7 @@ def convolved(
 
     Features that no cache holds are for oneDNN, if its weight ``large`` is there: it waits less for memory.
     """
-    sides = [(n + 2 * p - k) // stride[0] + 1 for n, p, k in zip(x.shape[2:], padding, kernel, strict=True)]
-    shape = (x.shape[0], len(bias), *sides)
+    shape = (x.shape[0], len(bias), *_sides(x.shape[2:], kernel, stride[0], padding))
     if large is not None and x.numel() + math.prod(shape) > _LARGE:
         rest: tuple[Any, ...] = (padding, stride, [1, 1], groups, "relu" if rectify else "none", [], "")
         return mkldnn._convolution_pointwise(x, large, large_bias, *rest)  # type: ignore[no-any-return]
@@ -36,6 +36,10 @@ def convolved(
     if output is None or not overwrite or output.stride(1) != 1:
         output = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     return ops.convolve_(output, x, filters, bias, residual, kernel, stride[0], padding, groups, rectify)
+
+
+def _sides(sides: Sequence[int], kernel: Sequence[int], stride: int, padding: Sequence[int]) -> list[int]:
+    return [(n + 2 * p - k) // stride + 1 for n, p, k in zip(sides, padding, kernel, strict=True)]
 
 
 class Convolved(NamedTuple):
@@ -72,8 +76,7 @@ def join_poolings(module: fx.GraphModule) -> None:
 
 def residual_blocks(x: Tensor, filters: list[Tensor], bias: list[Tensor], groups: int) -> Tensor:
     """:func:`~stadfast.ops.convolve_blocks`; convolution by convolution where rows are short or threads have few."""
-    rows = len(x) * groups * x.shape[2] / torch.get_num_threads()
-    if x.shape[3] > _PIXELS and rows >= _ROWS * (len(filters) - 1):
+    if _row_by_row(len(x) * groups, x.shape[2:], len(filters)):
         return ops.convolve_blocks(x, filters, bias, groups)
     geometry = ([3, 3], 1, [1, 1], groups, True)
     for i in range(0, len(filters), 2):
@@ -83,40 +86,87 @@ def residual_blocks(x: Tensor, filters: list[Tensor], bias: list[Tensor], groups
     return x
 
 
+def stem_blocks(
+    x: Tensor, filters: Tensor, bias: Tensor, kernel: list[int], stride: int, padding: list[int],
+    pooling: list[int], block_filters: list[Tensor], block_bias: list[Tensor], groups: int,
+) -> Tensor:  # fmt: skip
+    """:func:`~stadfast.ops.convolve_pool_blocks`, or its parts, as :func:`residual_blocks` does it."""
+    size, step, *around = pooling
+    sides = _sides(_sides(x.shape[2:], kernel, stride, padding), [size, size], step, around)
+    stem = (x, filters, bias, kernel, stride, padding, pooling)
+    if _row_by_row(len(x) * groups, sides, len(block_filters)):
+        return ops.convolve_pool_blocks(*stem, block_filters, block_bias, groups)
+    return residual_blocks(ops.convolve_pool(*stem), block_filters, block_bias, groups)
+
+
+def _row_by_row(images: int, sides: Sequence[int], convolutions: int) -> bool:
+    height, width = sides
+    return width > _PIXELS and images * height >= torch.get_num_threads() * _ROWS * (convolutions - 1)
+
+
+class Blocks(NamedTuple):
+    """The arguments of :func:`residual_blocks`."""
+
+    x: fx.Node
+    filters: list[fx.Node]
+    bias: list[fx.Node]
+    groups: int
+
+
 def join_blocks(module: fx.GraphModule) -> None:
     """Residual blocks, one behind the other: in one, as far as a core's cache holds their filters."""
     for node in list(module.graph.nodes):
-        pair = _block(module, node)
-        if pair is None:
+        found = _block(module, node)
+        if found is None or not _cached(module, found):
             continue
-        x, groups, dead = pair[0].x, pair[0].groups, [node, node.args[0]]
-        filters, bias = ([getattr(c, name) for c in pair] for name in ("filters", "bias"))
-        if x.target is residual_blocks and set(x.users) == set(dead):
-            before = x.args
-            if before[3] == groups and _cached(module, [*before[1], *filters], groups):  # type: ignore[misc]
-                dead.append(x)
-                x, filters, bias = before[0], [*before[1], *filters], [*before[2], *bias]  # type: ignore
-        if _cached(module, filters, groups):
-            with module.graph.inserting_before(node):
-                joined = module.graph.call_function(residual_blocks, (x, filters, bias, groups))
-            joined.meta.update(node.meta)
-            node.replace_all_uses_with(joined)
-            for each in dead:
-                module.graph.erase_node(each)
+        x, joined = found.x, [node, *node.args[:1]]
+        if x.target is residual_blocks and set(x.users) == set(joined):
+            before = Blocks(*x.args)  # type: ignore[arg-type]
+            filters, bias = [*before.filters, *found.filters], [*before.bias, *found.bias]
+            both = Blocks(before.x, filters, bias, found.groups)
+            if before.groups == found.groups and _cached(module, both):
+                found = both
+                joined.append(x)
+        _replace(joined, residual_blocks, found)
 
 
-def _block(module: fx.GraphModule, node: fx.Node) -> tuple[Convolved, Convolved] | None:
-    """The two convolutions of ``relu(conv(relu(conv(x))) + x)``, if that is what ends with ``node``."""
+def _block(module: fx.GraphModule, node: fx.Node) -> Blocks | None:
+    """``relu(conv(relu(conv(x))) + x)``, if that is what ends with ``node``."""
     inner = node.args[0] if node.target is convolved else None
     if not isinstance(inner, fx.Node) or inner.target is not convolved or len(inner.users) > 1:
         return None
-    first, second = Convolved(*inner.args), Convolved(*node.args)  # type: ignore[arg-type]
-    channels = {len(getattr(module, str(c.bias.target))) for c in (first, second)}
-    plain = [[3, 3], [1, 1], [1, 1], first.groups, True]
-    alike = all(list(c[5:10]) == plain for c in (first, second)) and len(channels) == 1
-    return (first, second) if alike and first.residual is None and second.residual is first.x else None
+    pair = Convolved(*inner.args), Convolved(*node.args)  # type: ignore[arg-type]
+    first, second = pair
+    alike = all(list(c[5:10]) == [[3, 3], [1, 1], [1, 1], first.groups, True] for c in pair)
+    square = len({len(getattr(module, str(c.bias.target))) for c in pair}) == 1  # as many channels in between
+    if not alike or not square or first.residual is not None or second.residual is not first.x:
+        return None
+    return Blocks(first.x, [c.filters for c in pair], [c.bias for c in pair], first.groups)
 
 
-def _cached(module: fx.GraphModule, filters: list[fx.Node], groups: int) -> bool:
-    values = sum(getattr(module, str(node.target)).nbytes for node in filters)
-    return values // groups <= _CACHED  # type: ignore[no-any-return]
+def _cached(module: fx.GraphModule, blocks: Blocks) -> bool:
+    values = sum(getattr(module, str(node.target)).nbytes for node in blocks.filters)
+    return bool(values <= _CACHED * blocks.groups)
+
+
+def join_stems(module: fx.GraphModule) -> None:
+    """Residual blocks right behind the first pooling: in one with it, without the features between."""
+    for node in list(module.graph.nodes):
+        stem = node.args[0] if node.target is residual_blocks else None
+        if isinstance(stem, fx.Node) and stem.target is ops.convolve_pool and len(stem.users) == 1:
+            _replace([node, stem], stem_blocks, (*stem.args, *node.args[1:]))
+
+
+def _replace(joined: list[Any], function: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
+    """One call instead of nodes, the last of them first.
+
+    It takes the place of the first, where its input is still what it was, and constants are called for once more.
+    """
+    last, first = joined[0], joined[-1]
+    with first.graph.inserting_before(first):
+        here = fx.map_arg(args, lambda x: first.graph.get_attr(x.target) if x.op == "get_attr" else x)
+        made = first.graph.call_function(function, tuple(here))
+    made.meta.update(last.meta)
+    last.replace_all_uses_with(made)
+    for node in joined:
+        first.graph.erase_node(node)

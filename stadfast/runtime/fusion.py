@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import ops
-from .amx import convolved, join_blocks, join_poolings
+from .amx import convolved, join_blocks, join_poolings, join_stems
 from .lowering import finish
 
 aten = torch.ops.aten
@@ -58,6 +58,7 @@ def fuse(module: fx.GraphModule, *, residuals: bool = True) -> int:
             count += 1
     join_poolings(module)
     join_blocks(module)
+    join_stems(module)
     finish(module)
     return count
 

@@ -51,8 +51,10 @@ def test_all_convolutions_of_a_joined_resnet() -> None:
     graph = in_bfloat16(module, x)
     join(graph)
     assert fusion.fuse(graph) == 10
-    assert calls(graph, ops.convolve_pool) == 1  # the first, with the pooling behind it
-    assert calls(graph, amx.convolved) == 9
+    assert calls(graph, amx.stem_blocks) == 1  # the first, the pooling behind it and all of layer 1
+    assert calls(graph, amx.residual_blocks) == 1  # the second block of layer 2
+    assert calls(graph, amx.convolved) == 3
+    assert calls(graph, ops.convolve_pool) == 0
     assert calls(graph, ops.max_pool2d) == 0
 
 

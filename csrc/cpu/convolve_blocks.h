@@ -1,0 +1,119 @@
+// Residual blocks row by row: the features between their convolutions never leave the cache.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "convolve.h"
+
+namespace stadfast::cpu {
+
+// The convolutions of all blocks, on features of the shape of `in`, into an output of its own memory.
+inline std::vector<Convolution> prepare_blocks(const Layout& in, const std::vector<Tensor>& filters,
+                                               const std::vector<Tensor>& bias, int64_t groups) {
+  SF_CHECK(!filters.empty() && filters.size() % 2 == 0 && bias.size() == filters.size(),
+           "expected two filters and two biases for each block, got ", filters.size(), " and ", bias.size());
+  std::vector<Convolution> chain;
+  for (size_t i = 0; i < filters.size(); ++i) {
+    Convolution c = prepare(in, filters[i], bias[i], {3, 3}, 1, {1, 1}, groups, true);
+    SF_CHECK(c.filters == c.channels, "expected as many channels out of each of a block's convolutions as into it");
+    c.row_by_row = true;
+    c.out.pixel_stride = c.added.pixel_stride = c.channels;
+    chain.push_back(c);
+  }
+  Layout& out = chain.back().out;
+  out.pixel_stride = out.channels, out.batch_stride = out.pixels() * out.channels;
+  return chain;
+}
+
+inline Tensor empty_features(const Tensor& like, const Layout& shape) {
+  return torch::stable::empty({shape.batch, shape.channels, shape.height, shape.width}, ScalarType::BFloat16,
+                              std::nullopt, like.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+#ifdef SF_TILES
+
+constexpr int64_t kRows = 3;    // of a window
+constexpr double kGrain = 2e6;  // multiplications below which a second thread costs more than it brings
+
+// What one thread knows of the features before every convolution: the last rows of a group of an image, padded, in a
+// ring. Row r lies in slot (r + 1) % 3. A row is computed when the next convolution needs it, and it needs one more
+// than the row that it computes: the ring before holds that row itself, the residual of a block, until then.
+// `Source`: read(image, group, row, output) gives the rows of the features before all of them.
+template <class Source>
+class Rings {
+ public:
+  Rings(const std::vector<Convolution>& chain, Source& source) : chain_(chain), source_(source), next_(chain.size()) {
+    length_ = (chain[0].tiles_of_row() * kTile + kRows - 1) * chain[0].channels;
+    static thread_local std::vector<uint16_t> memory;
+    memory.assign(chain.size() * kRows * length_ + kDepth, 0);  // what surrounds a row stays zero
+    first_ = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+  }
+
+  // Another group or image, or other rows of them.
+  void start(int64_t image, int64_t group, int64_t row) {
+    image_ = image, group_ = group;
+    for (size_t i = chain_.size(); i > 0; --i) next_[i - 1] = row = std::max<int64_t>(row - 1, -1);
+  }
+
+  // A row of the blocks' result.
+  void compute(int64_t row, uint16_t* output) { convolve(chain_.size() - 1, row, output); }
+
+ private:
+  uint16_t* slot(size_t i, int64_t row) const { return first_ + (kRows * i + (row + 1) % kRows) * length_; }
+
+  // All rows before `end` of what convolution i reads.
+  void fill(size_t i, int64_t end) {
+    const Convolution& c = chain_[i];
+    for (int64_t& row = next_[i]; row < end; ++row) {
+      uint16_t* to = slot(i, row) + c.channels;
+      if (row < 0 || row >= c.in.height)
+        std::memset(to, 0, c.in.width * c.channels * kBytes);
+      else if (i > 0)
+        convolve(i - 1, row, to);
+      else
+        source_.read(image_, group_, row, to);
+    }
+  }
+
+  void convolve(size_t i, int64_t row, uint16_t* output) {
+    const Convolution& c = chain_[i];
+    fill(i, row + 2);
+    const uint16_t* windows[kRows] = {slot(i, row - 1), slot(i, row), slot(i, row + 1)};
+    const uint16_t* residual = i % 2 ? slot(i - 1, row) + c.channels : nullptr;
+    convolve_row(c, {row, group_ * c.filters, (group_ + 1) * c.filters, windows, residual, output});
+  }
+
+  const std::vector<Convolution>& chain_;
+  Source& source_;
+  std::vector<int64_t> next_;  // rows before it have been computed
+  int64_t image_ = 0, group_ = 0, length_;
+  uint16_t* first_;
+};
+
+// Threads take rows of a group of an image. Where one begins in the middle, it computes some rows above once more, two
+// for each convolution that follows; so it takes several. `make_source()`: one for a thread.
+template <class MakeSource>
+void run_blocks(const std::vector<Convolution>& chain, const MakeSource& make_source, uint16_t* output) {
+  const Convolution& c = chain.back();
+  const int64_t height = c.out.height, convolutions = chain.size();
+  const double work = double(convolutions) * double(c.filters * c.kernel_rows * c.depth() * kDepth * c.out.width);
+  const int64_t grain = std::max(2 * convolutions, int64_t(kGrain / work));
+  torch::stable::parallel_for(0, c.out.batch * c.groups * height, grain, [&](int64_t i, int64_t end) {
+    const TileScope scope;
+    auto source = make_source();
+    Rings<decltype(source)> rings(chain, source);
+    for (bool first = true; i < end; ++i, first = false) {
+      const int64_t row = i % height, image = i / height / c.groups, group = i / height % c.groups;
+      if (first || row == 0) rings.start(image, group, row);
+      rings.compute(row,
+                    output + image * c.out.batch_stride + row * c.out.width * c.out.pixel_stride + group * c.filters);
+    }
+  });
+}
+
+#endif
+
+}  // namespace stadfast::cpu
