@@ -20,10 +20,10 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
   m.def(
       "convolve_pool(Tensor input, Tensor filters, Tensor bias, int[] kernel, int stride, int[] padding, "
       "int[] pooling) -> Tensor");
-  m.def("convolve_blocks(Tensor input, Tensor[] filters, Tensor[] bias, int groups) -> Tensor");
+  m.def("convolve_blocks(Tensor input, Tensor filters, Tensor bias, int groups) -> Tensor");
   m.def(
       "convolve_pool_blocks(Tensor input, Tensor filters, Tensor bias, int[] kernel, int stride, int[] padding, "
-      "int[] pooling, Tensor[] block_filters, Tensor[] block_bias, int groups) -> Tensor");
+      "int[] pooling, Tensor block_filters, Tensor block_bias, int groups) -> Tensor");
   m.def("has_amx() -> bool");
   m.def("normalize_images(Tensor images, float[] mean, float[] std, bool bfloat16) -> Tensor");
   m.def("label_regions(Tensor masks) -> (Tensor, Tensor)");

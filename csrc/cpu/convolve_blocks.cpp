@@ -20,9 +20,9 @@ struct CopiedRows {
 
 #endif
 
-// input: (B, C, H, W) -> (B, C, H, W); both bfloat16; filters: of pack_filters, two for each block; bias: as many of C,
-// float32
-Tensor convolve_blocks(Tensor input, std::vector<Tensor> filters, std::vector<Tensor> bias, int64_t groups) {
+// input: (B, C, H, W) -> (B, C, H, W); both bfloat16; filters: (N, ...), of pack_filters, two for each block;
+// bias: (N, C), float32
+Tensor convolve_blocks(Tensor input, Tensor filters, Tensor bias, int64_t groups) {
   SF_CHECK(is_features(input), "convolve_blocks: expected an input (B, C, H, W), bfloat16");
   Layout in;
   input = interleaved(input, false, &in);

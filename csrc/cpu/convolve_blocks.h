@@ -11,13 +11,15 @@
 namespace stadfast::cpu {
 
 // The convolutions of all blocks, on features of the shape of `in`, into an output of its own memory.
-inline std::vector<Convolution> prepare_blocks(const Layout& in, const std::vector<Tensor>& filters,
-                                               const std::vector<Tensor>& bias, int64_t groups) {
-  SF_CHECK(!filters.empty() && filters.size() % 2 == 0 && bias.size() == filters.size(),
-           "expected two filters and two biases for each block, got ", filters.size(), " and ", bias.size());
+inline std::vector<Convolution> prepare_blocks(const Layout& in, const Tensor& filters, const Tensor& bias,
+                                               int64_t groups) {
+  SF_CHECK(filters.dim() == 2 && bias.dim() == 2 && filters.size(0) == bias.size(0) && bias.size(0) > 0 &&
+               bias.size(0) % 2 == 0,
+           "expected filters (N, ...) and a bias (N, C), two of both for each block");
   std::vector<Convolution> chain;
-  for (size_t i = 0; i < filters.size(); ++i) {
-    Convolution c = prepare(in, filters[i], bias[i], {3, 3}, 1, {1, 1}, groups, true);
+  for (int64_t i = 0; i < bias.size(0); ++i) {
+    const auto one = [&](Tensor all) { return torch::stable::narrow(all, 0, i, 1); };
+    Convolution c = prepare(in, one(filters), one(bias), {3, 3}, 1, {1, 1}, groups, true);
     SF_CHECK(c.filters == c.channels, "expected as many channels out of each of a block's convolutions as into it");
     c.row_by_row = true;
     c.out.pixel_stride = c.added.pixel_stride = c.channels;

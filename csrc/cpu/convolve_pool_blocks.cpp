@@ -7,11 +7,11 @@
 namespace stadfast::cpu {
 namespace {
 
-// input: (B, I, H, W) -> (B, O, H', W'); both bfloat16; filters .. pooling: as of convolve_pool; block_filters: of
-// pack_filters, two for each block; block_bias: as many of O, float32; groups: of the blocks' channels
+// input: (B, I, H, W) -> (B, O, H', W'); both bfloat16; filters .. pooling: as of convolve_pool; block_filters:
+// (N, ...), of pack_filters, two for each block; block_bias: (N, O), float32; groups: of the blocks' channels
 Tensor convolve_pool_blocks(Tensor input, Tensor filters, Tensor bias, std::vector<int64_t> kernel, int64_t stride,
-                            std::vector<int64_t> padding, std::vector<int64_t> pooling,
-                            std::vector<Tensor> block_filters, std::vector<Tensor> block_bias, int64_t groups) {
+                            std::vector<int64_t> padding, std::vector<int64_t> pooling, Tensor block_filters,
+                            Tensor block_bias, int64_t groups) {
   const Stem stem = prepare_stem(input, filters, bias, kernel, stride, padding, pooling);
   const Layout pooled{stem.c.out.batch, stem.c.out.channels, stem.down.outputs(), stem.along.outputs(), 0, 1, 0};
   const std::vector<Convolution> chain = prepare_blocks(pooled, block_filters, block_bias, groups);

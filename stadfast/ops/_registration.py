@@ -70,7 +70,7 @@ def _(
 
 
 @torch.library.register_fake("stadfast::convolve_blocks")
-def _(input: Tensor, filters: list[Tensor], bias: list[Tensor], groups: int) -> Tensor:
+def _(input: Tensor, filters: Tensor, bias: Tensor, groups: int) -> Tensor:
     return torch.empty_like(input, memory_format=torch.channels_last)
 
 

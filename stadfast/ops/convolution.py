@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _library, reference
-from .maps import _unshared
 
 _BLOCK = 32  # channels, or values under a row of the window, that are taken at once
 _ROWS = 32  # of the window and one stride, at most
@@ -112,7 +111,7 @@ def convolve_pool(
     return run(input, filters, bias, kernel, stride, padding, pooling)  # type: ignore[no-any-return]
 
 
-def convolve_blocks(input: Tensor, filters: Sequence[Tensor], bias: Sequence[Tensor], groups: int) -> Tensor:
+def convolve_blocks(input: Tensor, filters: Tensor, bias: Tensor, groups: int) -> Tensor:
     """Residual blocks row by row, the features between their convolutions in the cache.
 
     Equivalent to, for every two of the 3 x 3 convolutions::
@@ -123,8 +122,8 @@ def convolve_blocks(input: Tensor, filters: Sequence[Tensor], bias: Sequence[Ten
 
     Args:
         input: (B, C, H, W) bfloat16; C a multiple of 32 in each group.
-        filters: the weights (C, C / groups, 3, 3), of :func:`pack_filters`; two for each block.
-        bias: as many of (C) float32.
+        filters: (N, ...), two for each block: the weights (C, C / groups, 3, 3), of :func:`pack_filters`.
+        bias: (N, C) float32.
         groups: of channels.
 
     Returns:
@@ -134,12 +133,12 @@ def convolve_blocks(input: Tensor, filters: Sequence[Tensor], bias: Sequence[Ten
         RuntimeError: an argument does not fit.
     """
     run = torch.ops.stadfast.convolve_blocks if has_amx() else reference.convolve_blocks
-    return run(input, _unshared(list(filters)), _unshared(list(bias)), groups)  # type: ignore[no-any-return]
+    return run(input, filters, bias, groups)  # type: ignore[no-any-return]
 
 
 def convolve_pool_blocks(
     input: Tensor, filters: Tensor, bias: Tensor, kernel: Sequence[int], stride: int, padding: Sequence[int],
-    pooling: Sequence[int], block_filters: Sequence[Tensor], block_bias: Sequence[Tensor], groups: int,
+    pooling: Sequence[int], block_filters: Tensor, block_bias: Tensor, groups: int,
 ) -> Tensor:  # fmt: skip
     """:func:`convolve_blocks` of :func:`convolve_pool`, bit for bit, without the features between.
 
@@ -151,8 +150,8 @@ def convolve_pool_blocks(
         stride: of rows and columns.
         padding: rows and columns of zeros on both sides.
         pooling: side of its window, stride, and padding of rows and of columns, at most half of the side.
-        block_filters: the blocks' weights (O, O / groups, 3, 3), of :func:`pack_filters`; two for each block.
-        block_bias: as many of (O) float32.
+        block_filters: (N, ...), as ``filters`` of :func:`convolve_blocks`.
+        block_bias: (N, O) float32.
         groups: of the blocks' channels; a multiple of 32 in each.
 
     Returns:
@@ -162,5 +161,5 @@ def convolve_pool_blocks(
         RuntimeError: an argument does not fit.
     """
     run = torch.ops.stadfast.convolve_pool_blocks if has_amx() else reference.convolve_pool_blocks
-    blocks = (_unshared(list(block_filters)), _unshared(list(block_bias)), groups)
+    blocks = (block_filters, block_bias, groups)
     return run(input, filters, bias, kernel, stride, padding, pooling, *blocks)  # type: ignore[no-any-return]

@@ -104,7 +104,7 @@ def convolve_pool(
     return pooled.to(input.dtype, memory_format=torch.channels_last)
 
 
-def convolve_blocks(input: Tensor, filters: list[Tensor], bias: list[Tensor], groups: int) -> Tensor:
+def convolve_blocks(input: Tensor, filters: Tensor, bias: Tensor, groups: int) -> Tensor:
     for i in range(0, len(filters), 2):
         inner, outer = (torch.empty_like(input, memory_format=torch.channels_last) for _ in range(2))
         convolve_(inner, input, filters[i], bias[i], None, [3, 3], 1, [1, 1], groups, True)
@@ -115,7 +115,7 @@ def convolve_blocks(input: Tensor, filters: list[Tensor], bias: list[Tensor], gr
 
 def convolve_pool_blocks(
     input: Tensor, filters: Tensor, bias: Tensor, kernel: Sequence[int], stride: int, padding: Sequence[int],
-    pooling: Sequence[int], block_filters: list[Tensor], block_bias: list[Tensor], groups: int,
+    pooling: Sequence[int], block_filters: Tensor, block_bias: Tensor, groups: int,
 ) -> Tensor:  # fmt: skip
     pooled = convolve_pool(input, filters, bias, kernel, stride, padding, pooling)
     return convolve_blocks(pooled, block_filters, block_bias, groups)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -74,7 +74,7 @@ def join_poolings(module: fx.GraphModule) -> None:
             module.graph.erase_node(made)
 
 
-def residual_blocks(x: Tensor, filters: list[Tensor], bias: list[Tensor], groups: int) -> Tensor:
+def residual_blocks(x: Tensor, filters: Tensor, bias: Tensor, groups: int) -> Tensor:
     """:func:`~stadfast.ops.convolve_blocks`; convolution by convolution where rows are short or threads have few."""
     if _row_by_row(len(x) * groups, x.shape[2:], len(filters)):
         return ops.convolve_blocks(x, filters, bias, groups)
@@ -88,7 +88,7 @@ def residual_blocks(x: Tensor, filters: list[Tensor], bias: list[Tensor], groups
 
 def stem_blocks(
     x: Tensor, filters: Tensor, bias: Tensor, kernel: list[int], stride: int, padding: list[int],
-    pooling: list[int], block_filters: list[Tensor], block_bias: list[Tensor], groups: int,
+    pooling: list[int], block_filters: Tensor, block_bias: Tensor, groups: int,
 ) -> Tensor:  # fmt: skip
     """:func:`~stadfast.ops.convolve_pool_blocks`, or its parts, as :func:`residual_blocks` does it."""
     size, step, *around = pooling
@@ -104,49 +104,67 @@ def _row_by_row(images: int, sides: Sequence[int], convolutions: int) -> bool:
     return width > _PIXELS and images * height >= torch.get_num_threads() * _ROWS * (convolutions - 1)
 
 
-class Blocks(NamedTuple):
-    """The arguments of :func:`residual_blocks`."""
-
-    x: fx.Node
-    filters: list[fx.Node]
-    bias: list[fx.Node]
-    groups: int
-
-
 def join_blocks(module: fx.GraphModule) -> None:
     """Residual blocks, one behind the other: in one, as far as a core's cache holds their filters."""
-    for node in list(module.graph.nodes):
-        found = _block(module, node)
-        if found is None or not _cached(module, found):
+    chains: dict[fx.Node, list[fx.Node]] = {}  # by the last of their convolutions
+    for node in module.graph.nodes:
+        block = _block(node)
+        if not block or not _fit(module, block):
             continue
-        x, joined = found.x, [node, *node.args[:1]]
-        if x.target is residual_blocks and set(x.users) == set(joined):
-            before = Blocks(*x.args)  # type: ignore[arg-type]
-            filters, bias = [*before.filters, *found.filters], [*before.bias, *found.bias]
-            both = Blocks(before.x, filters, bias, found.groups)
-            if before.groups == found.groups and _cached(module, both):
-                found = both
-                joined.append(x)
-        _replace(joined, residual_blocks, found)
+        chain, x = block, _arguments(node).residual
+        if x in chains and set(x.users) == set(block) and _fit(module, [*chains[x], *block]):
+            chain = [*chains.pop(x), *block]
+        chains[node] = chain
+    for chain in chains.values():
+        _join(module, chain)
 
 
-def _block(module: fx.GraphModule, node: fx.Node) -> Blocks | None:
-    """``relu(conv(relu(conv(x))) + x)``, if that is what ends with ``node``."""
+def _arguments(node: fx.Node) -> Convolved:
+    return Convolved(*node.args)  # type: ignore[arg-type]
+
+
+def _block(node: fx.Node) -> list[fx.Node]:
+    """The two convolutions of ``conv(conv(x)) + x``, if ``node`` is the second."""
     inner = node.args[0] if node.target is convolved else None
     if not isinstance(inner, fx.Node) or inner.target is not convolved or len(inner.users) > 1:
-        return None
-    pair = Convolved(*inner.args), Convolved(*node.args)  # type: ignore[arg-type]
-    first, second = pair
-    alike = all(list(c[5:10]) == [[3, 3], [1, 1], [1, 1], first.groups, True] for c in pair)
-    square = len({len(getattr(module, str(c.bias.target))) for c in pair}) == 1  # as many channels in between
-    if not alike or not square or first.residual is not None or second.residual is not first.x:
-        return None
-    return Blocks(first.x, [c.filters for c in pair], [c.bias for c in pair], first.groups)
+        return []
+    first, second = _arguments(inner), _arguments(node)
+    return [inner, node] if first.residual is None and second.residual is first.x else []
 
 
-def _cached(module: fx.GraphModule, blocks: Blocks) -> bool:
-    values = sum(getattr(module, str(node.target)).nbytes for node in blocks.filters)
-    return bool(values <= _CACHED * blocks.groups)
+def _fit(module: fx.GraphModule, chain: list[fx.Node]) -> bool:
+    """Whether :func:`~stadfast.ops.convolve_blocks` takes the convolutions, and a cache their filters."""
+    found = [_arguments(node) for node in chain]
+    groups = found[0].groups
+    alike = all(list(c[5:10]) == [[3, 3], [1, 1], [1, 1], groups, True] for c in found)
+    filters, bias = _constants(module, chain)
+    channels = {len(each) for each in bias}
+    return alike and len(channels) == 1 and sum(each.nbytes for each in filters) <= _CACHED * groups
+
+
+def _constants(module: fx.GraphModule, chain: list[fx.Node]) -> tuple[list[Tensor], list[Tensor]]:
+    """(filters, bias) of each convolution."""
+    found = [_arguments(node)[1:3] for node in chain]
+    filters, bias = (
+        [getattr(module, str(node.target)) for node in nodes] for nodes in zip(*found, strict=True)
+    )
+    return filters, bias
+
+
+def _join(module: fx.GraphModule, chain: list[fx.Node]) -> None:
+    """At the place of the first, where its input is still what it was: a later convolution may overwrite it."""
+    first, last = _arguments(chain[0]), chain[-1]
+    names = "_".join(str(_arguments(node).filters.target) for node in chain)
+    with module.graph.inserting_before(chain[0]):
+        constants = []
+        for name, tensors in zip(("filters", "bias"), _constants(module, chain), strict=True):
+            module.register_buffer(f"{names}_{name}", torch.stack(tensors), persistent=False)
+            constants.append(module.graph.get_attr(f"{names}_{name}"))
+        joined = module.graph.call_function(residual_blocks, (first.x, *constants, first.groups))
+    joined.meta.update(last.meta)
+    last.replace_all_uses_with(joined)
+    for node in reversed(chain):
+        module.graph.erase_node(node)
 
 
 def join_stems(module: fx.GraphModule) -> None:
@@ -154,19 +172,11 @@ def join_stems(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         stem = node.args[0] if node.target is residual_blocks else None
         if isinstance(stem, fx.Node) and stem.target is ops.convolve_pool and len(stem.users) == 1:
-            _replace([node, stem], stem_blocks, (*stem.args, *node.args[1:]))
-
-
-def _replace(joined: list[Any], function: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
-    """One call instead of nodes, the last of them first.
-
-    It takes the place of the first, where its input is still what it was, and constants are called for once more.
-    """
-    last, first = joined[0], joined[-1]
-    with first.graph.inserting_before(first):
-        here = fx.map_arg(args, lambda x: first.graph.get_attr(x.target) if x.op == "get_attr" else x)
-        made = first.graph.call_function(function, tuple(here))
-    made.meta.update(last.meta)
-    last.replace_all_uses_with(made)
-    for node in joined:
-        first.graph.erase_node(node)
+            _, *constants, groups = node.args
+            with module.graph.inserting_before(stem):  # as in _join
+                here = [module.graph.get_attr(str(constant.target)) for constant in constants]  # type: ignore[union-attr]
+                joined = module.graph.call_function(stem_blocks, (*stem.args, *here, groups))
+            joined.meta.update(node.meta)
+            node.replace_all_uses_with(joined)
+            module.graph.erase_node(node)
+            module.graph.erase_node(stem)

@@ -58,6 +58,85 @@ def test_all_convolutions_of_a_joined_resnet() -> None:
     assert calls(graph, ops.max_pool2d) == 0
 
 
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@torch.no_grad()
+def test_joined_blocks_give_the_same_bits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = Pair("resnet18", ["layer1", "layer2"]), random(1, 3, 96, 160)
+    graphs = []
+    for join_blocks in (amx.join_blocks, lambda graph: None):
+        monkeypatch.setattr(fusion, "join_blocks", join_blocks)
+        graphs.append(in_bfloat16(module, x))
+        join(graphs[-1])
+        fusion.fuse(graphs[-1])
+    taken = []
+    for name in ("convolve_blocks", "convolve_pool_blocks"):
+        kernel = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *args, kernel=kernel: taken.append(kernel) or kernel(*args))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for found, wanted in zip(graphs[0](x), graphs[1](x), strict=True):
+            assert torch.equal(found, wanted)
+    finally:
+        torch.set_num_threads(before)
+    assert len(taken) == (0 if threads == 8 else 2)  # threads of few rows would compute some of them twice
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, between: int | None = None) -> None:
+        super().__init__()
+        between = between or channels
+        self.first = nn.Conv2d(channels, between, 3, padding=1)
+        self.second = nn.Conv2d(between, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(torch.relu(self.first(x))) + x)
+
+
+class Chain(nn.Module):
+    """Blocks, and whichever of the features before and between them others want."""
+
+    def __init__(self, *blocks: Block, wanted: int | None = None, added: bool = False) -> None:
+        super().__init__()
+        channels = blocks[0].first.in_channels
+        self.stem, self.other = (nn.Conv2d(3, channels, 3, padding=1) for _ in range(2))
+        self.blocks, self.wanted, self.added = nn.ModuleList(blocks), wanted, added
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = torch.relu(self.stem(image))
+        features = [x]
+        for i, block in enumerate(self.blocks):
+            features.append(block(features[-1]))
+            if self.added and i == 0:  # overwrites the first block's input, which a later one is joined with
+                x = torch.relu(self.other(image) + x)
+        return [features[-1], x.mean((2, 3)) if self.added else image, features[self.wanted or -1]]
+
+
+CHAINS = {  # and how many operators take how many convolutions
+    "two": (Chain(Block(32), Block(32)), [4]),
+    "one between is wanted": (Chain(Block(32), Block(32), Block(32), wanted=2), [4, 2]),
+    "the input is overwritten": (Chain(Block(32), Block(32), added=True), [4]),
+    "the filters fill the cache": (Chain(Block(128), Block(128)), [2, 2]),
+    "the filters do not fit": (Chain(Block(192)), []),
+    "more channels between": (Chain(Block(32, between=64), Block(32)), [2]),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@torch.no_grad()
+def test_which_blocks_are_joined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (module, counts), x = CHAINS[name], random(1, 3, 50, 33)
+    graph = in_bfloat16(module, x)
+    fusion.fuse(graph)
+    joined = [node for node in graph.graph.nodes if node.target is amx.residual_blocks]
+    assert [len(getattr(graph, node.args[1].target)) for node in joined] == counts
+    monkeypatch.setattr(fusion, "join_blocks", lambda graph: None)
+    apart = in_bfloat16(module, x)
+    fusion.fuse(apart)
+    for found, wanted in zip(graph(x), apart(x), strict=True):
+        assert torch.equal(found, wanted)
+
+
 class Residuals(nn.Module):
     """One that is read afterwards, one that is convolved itself, one whose memory is free; a pooling behind a sum."""
 
