@@ -11,7 +11,6 @@ namespace {
 #ifdef SF_TILES
 
 constexpr int64_t kManyFilters = 1 << 20;  // bytes
-constexpr double kGrain = 2e6;             // multiplications below which a second thread costs more than it brings
 
 // A thread computes its own rows, since two that write every other group of a pixel take the lines from each other. But
 // filters that fill a core's cache are shared out, and so they are where rows are fewer than threads.

@@ -18,6 +18,7 @@ namespace stadfast::cpu {
 constexpr int64_t kTile = 16, kDepth = 32, kChannels = 32;  // pixels of a tile, values of each; channels of a block
 constexpr int64_t kFilterBlock = kDepth * kChannels, kBytes = sizeof(uint16_t);
 constexpr int64_t kMaxWindows = 32;  // rows that two tiles of pixels see
+constexpr double kGrain = 2e6;       // multiplications below which a second thread costs more than it brings
 
 // Sizes and memory, in elements. Channels and filters are those of one group.
 struct Convolution {

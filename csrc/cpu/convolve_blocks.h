@@ -37,8 +37,7 @@ inline Tensor empty_features(const Tensor& like, const Layout& shape) {
 
 #ifdef SF_TILES
 
-constexpr int64_t kRows = 3;    // of a window
-constexpr double kGrain = 2e6;  // multiplications below which a second thread costs more than it brings
+constexpr int64_t kRows = 3;  // of a window
 
 // What one thread knows of the features before every convolution: the last rows of a group of an image, padded, in a
 // ring. Row r lies in slot (r + 1) % 3. A row is computed when the next convolution needs it, and it needs one more
@@ -95,8 +94,8 @@ class Rings {
   uint16_t* first_;
 };
 
-// Threads take rows of a group of an image. Where one begins in the middle, it computes some rows above once more, two
-// for each convolution that follows; so it takes several. `make_source()`: one for a thread.
+// Threads take rows of a group of an image. Where two meet in an image, both compute the features that both need: one
+// row more on either side with every convolution before the last. So none takes few rows. `make_source()`: a thread's.
 template <class MakeSource>
 void run_blocks(const std::vector<Convolution>& chain, const MakeSource& make_source, uint16_t* output) {
   const Convolution& c = chain.back();

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -152,19 +152,11 @@ def _constants(module: fx.GraphModule, chain: list[fx.Node]) -> tuple[list[Tenso
 
 
 def _join(module: fx.GraphModule, chain: list[fx.Node]) -> None:
-    """At the place of the first, where its input is still what it was: a later convolution may overwrite it."""
-    first, last = _arguments(chain[0]), chain[-1]
-    names = "_".join(str(_arguments(node).filters.target) for node in chain)
-    with module.graph.inserting_before(chain[0]):
-        constants = []
-        for name, tensors in zip(("filters", "bias"), _constants(module, chain), strict=True):
-            module.register_buffer(f"{names}_{name}", torch.stack(tensors), persistent=False)
-            constants.append(module.graph.get_attr(f"{names}_{name}"))
-        joined = module.graph.call_function(residual_blocks, (first.x, *constants, first.groups))
-    joined.meta.update(last.meta)
-    last.replace_all_uses_with(joined)
-    for node in reversed(chain):
-        module.graph.erase_node(node)
+    first, names = _arguments(chain[0]), []
+    for kind, tensors in zip(("filters", "bias"), _constants(module, chain), strict=True):
+        names.append("_".join([*(str(_arguments(node).filters.target) for node in chain), kind]))
+        module.register_buffer(names[-1], torch.stack(tensors), persistent=False)
+    _replace(chain, residual_blocks, (first.x,), names, first.groups)
 
 
 def join_stems(module: fx.GraphModule) -> None:
@@ -172,11 +164,21 @@ def join_stems(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         stem = node.args[0] if node.target is residual_blocks else None
         if isinstance(stem, fx.Node) and stem.target is ops.convolve_pool and len(stem.users) == 1:
-            _, *constants, groups = node.args
-            with module.graph.inserting_before(stem):  # as in _join
-                here = [module.graph.get_attr(str(constant.target)) for constant in constants]  # type: ignore[union-attr]
-                joined = module.graph.call_function(stem_blocks, (*stem.args, *here, groups))
-            joined.meta.update(node.meta)
-            node.replace_all_uses_with(joined)
-            module.graph.erase_node(node)
-            module.graph.erase_node(stem)
+            _, filters, bias, groups = node.args
+            names = [str(constant.target) for constant in (filters, bias)]  # type: ignore[union-attr]
+            _replace([stem, node], stem_blocks, stem.args, names, groups)
+
+
+def _replace(
+    nodes: list[fx.Node], function: Callable[..., Tensor], given: Sequence[Any], constants: Sequence[str], groups: Any
+) -> None:  # fmt: skip
+    """One call at the place of the first of them, whose input may be overwritten before the last."""
+    graph, last = nodes[0].graph, nodes[-1]
+    with graph.inserting_before(nodes[0]):
+        joined = graph.call_function(
+            function, (*given, *(graph.get_attr(name) for name in constants), groups)
+        )
+    joined.meta.update(last.meta)
+    last.replace_all_uses_with(joined)
+    for node in reversed(nodes):
+        graph.erase_node(node)
