@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +10,6 @@ from torch import Tensor, fx
 
 from .. import ops
 
-mkldnn = torch.ops.mkldnn
-
-_LARGE = 3_000_000  # elements of a convolution's input and output
 _CACHED = 2**20  # bytes of filters: half of a core's second cache; the features' rows are in the rest
 _PIXELS = 16  # of a row, that are convolved at once
 _ROWS = 8  # a thread's, for each further convolution: below, those that it computes twice cost what the cache saves
@@ -22,18 +18,11 @@ _ROWS = 8  # a thread's, for each further convolution: below, those that it comp
 def convolved(
     x: Tensor, filters: Tensor, bias: Tensor, residual: Tensor | None, overwrite: bool,
     kernel: list[int], stride: list[int], padding: list[int], groups: int, rectify: bool,
-    large: Tensor | None, large_bias: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """:func:`~stadfast.ops.convolve_` into the residual, if it may be overwritten, or into new memory.
-
-    Features that no cache holds are for oneDNN, if its weight ``large`` is there: it waits less for memory.
-    """
-    shape = (x.shape[0], len(bias), *_sides(x.shape[2:], kernel, stride[0], padding))
-    if large is not None and x.numel() + math.prod(shape) > _LARGE:
-        rest: tuple[Any, ...] = (padding, stride, [1, 1], groups, "relu" if rectify else "none", [], "")
-        return mkldnn._convolution_pointwise(x, large, large_bias, *rest)  # type: ignore[no-any-return]
+    """:func:`~stadfast.ops.convolve_` into the residual, if it may be overwritten, or into new memory."""
     output = residual
     if output is None or not overwrite or output.stride(1) != 1:
+        shape = (x.shape[0], len(bias), *_sides(x.shape[2:], kernel, stride[0], padding))
         output = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     return ops.convolve_(output, x, filters, bias, residual, kernel, stride[0], padding, groups, rectify)
 
@@ -55,8 +44,6 @@ class Convolved(NamedTuple):
     padding: list[int]
     groups: int
     rectify: bool
-    large: fx.Node | None
-    large_bias: fx.Node | None
 
 
 def join_poolings(module: fx.GraphModule) -> None:
@@ -136,7 +123,7 @@ def _fit(module: fx.GraphModule, chain: list[fx.Node]) -> bool:
     """Whether :func:`~stadfast.ops.convolve_blocks` takes the convolutions, and a cache their filters."""
     found = [_arguments(node) for node in chain]
     groups = found[0].groups
-    alike = all(list(c[5:10]) == [[3, 3], [1, 1], [1, 1], groups, True] for c in found)
+    alike = all(list(c[5:]) == [[3, 3], [1, 1], [1, 1], groups, True] for c in found)
     filters, bias = _constants(module, chain)
     channels = {len(each) for each in bias}
     return alike and len(channels) == 1 and sum(each.nbytes for each in filters) <= _CACHED * groups

@@ -158,12 +158,8 @@ def _by_tiles(
     for name, tensor in (("tiles", ops.pack_filters(weight)), ("sums", bias.float())):
         module.register_buffer(f"{found.weight.target}_{name}", tensor, persistent=False)
         constants.append(module.graph.get_attr(f"{found.weight.target}_{name}"))
-    # Without an addition only: torch does not fuse all of those in half types.
-    large = _laid_out(module, found) if residual is None else None
     rest = (list(weight.shape[2:]), found.stride, found.padding, found.groups, activation is not _IDENTITY)
-    return module.graph.call_function(
-        convolved, (found.x, *constants, residual, overwrite, *rest, large, found.bias)
-    )
+    return module.graph.call_function(convolved, (found.x, *constants, residual, overwrite, *rest))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -1,4 +1,4 @@
-"""Rewritten graphs in bfloat16 where the processor has AMX: our convolutions, and oneDNN's for large features."""
+"""Rewritten graphs in bfloat16 where the processor has AMX: our convolutions, alone, pooled and in blocks."""
 
 from __future__ import annotations
 
@@ -29,12 +29,10 @@ def assert_close(found: list[Tensor], wanted: list[Tensor]) -> None:
         assert (one.float() - other).abs().max() <= 0.05 * other.abs().max()
 
 
-@pytest.mark.parametrize("large", [0, amx._LARGE], ids=["all large", "none large"])
 @pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_every_network(name: str, joined: bool, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(amx, "_LARGE", large)
+def test_every_network(name: str, joined: bool) -> None:
     module, x = Pair(name, NETWORKS[name]), random(2, 3, 48, 56)
     graph = in_bfloat16(module, x)
     if joined:
