@@ -5,7 +5,7 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 
 from ._library import Backend, backend, cache_folder, plain_pytorch
 from ._onednn import onednn_takes
-from .convolution import amx_takes, convolve_, convolve_pool, has_amx, pack_filters
+from .convolution import convolve_, convolve_pool, convolve_takes, has_amx, pack_filters
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .images import normalize_images
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
@@ -17,7 +17,6 @@ __all__ = [
     "BINS",
     "COMBINATIONS",
     "Backend",
-    "amx_takes",
     "anomaly_map",
     "backend",
     "bin_edges",
@@ -26,6 +25,7 @@ __all__ = [
     "code_distance",
     "convolve_",
     "convolve_pool",
+    "convolve_takes",
     "ensemble_scores",
     "has_amx",
     "key_histogram",
