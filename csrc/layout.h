@@ -34,6 +34,14 @@ inline Tensor readable(const Tensor& t, Layout* layout) {
   return copy;
 }
 
+// The tensor itself, or a channels_last copy where the channels of a pixel are no neighbours.
+inline Tensor interleaved(const Tensor& t, Layout* layout) {
+  if (find_layout(t, layout) && layout->channel_stride == 1) return t;
+  Tensor copy = torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
+  find_layout(copy, layout);
+  return copy;
+}
+
 // Student and teacher in one and the same layout: the student's.
 struct Pair {
   Tensor student, teacher;

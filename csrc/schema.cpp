@@ -24,6 +24,9 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
   m.def(
       "convolve_pool_blocks(Tensor input, Tensor filters, Tensor bias, int[] kernel, int stride, int[] padding, "
       "int[] pooling, Tensor block_filters, Tensor block_bias, int groups) -> Tensor");
+  m.def(
+      "winograd_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, Tensor? residual, int[] padding, "
+      "int groups, bool rectify) -> ()");
   m.def("has_amx() -> bool");
   m.def("normalize_images(Tensor images, float[] mean, float[] std, bool bfloat16) -> Tensor");
   m.def("label_regions(Tensor masks) -> (Tensor, Tensor)");

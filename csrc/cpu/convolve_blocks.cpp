@@ -25,7 +25,7 @@ struct CopiedRows {
 Tensor convolve_blocks(Tensor input, Tensor filters, Tensor bias, int64_t groups) {
   SF_CHECK(is_features(input), "convolve_blocks: expected an input (B, C, H, W), bfloat16");
   Layout in;
-  input = interleaved(input, false, &in);
+  input = interleaved(input, &in);
   std::vector<Convolution> chain = prepare_blocks(in, filters, bias, groups);
   chain[0].input = static_cast<const uint16_t*>(input.const_data_ptr());
   Tensor output = empty_features(input, chain.back().out);

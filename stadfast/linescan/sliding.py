@@ -91,7 +91,7 @@ class Convolution(Sliding):
         self.stride, self.dilation, self.groups = list(stride), list(dilation), groups
         self.activation = activation
         self._laid_out: Tensor | None = None  # for oneDNN
-        self._packed: tuple[Tensor, Tensor] | None = None  # for tiles: filters and bias
+        self._packed: tuple[Tensor, Tensor] | None = None  # for our own kernels: filters and bias
 
     def forward(
         self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
@@ -136,8 +136,10 @@ class Convolution(Sliding):
     ) -> Callable[[], Tensor]:
         """What runs the convolution, as often as it is called, with what lies in its arguments then."""
         name, numbers = ("none", ()) if self.activation is None else self.activation[1:]
-        if name in ("none", "relu") and ops.amx_takes(self.weight, self.stride, self.dilation, self.groups):
-            return self._tiled(window, residual, last, into)
+        if name in ("none", "relu") and ops.convolve_takes(
+            self.weight, self.stride, self.dilation, self.groups
+        ):
+            return self._packed_ahead(window, residual, last, into)
         rest = (self._padding, self.stride, self.dilation, self.groups)
         if self._laid_out is None:
             operator = torch.ops.mkldnn._reorder_convolution_weight
@@ -162,7 +164,7 @@ class Convolution(Sliding):
 
         return run
 
-    def _tiled(
+    def _packed_ahead(
         self, window: Tensor, residual: Tensor | None, last: bool, into: Tensor | None
     ) -> Callable[[], Tensor]:
         """The same by our own kernel, which writes wherever it shall."""
@@ -202,9 +204,9 @@ class Convolution(Sliding):
         """Whether one kernel does this and the pooling behind it."""
         rectified = self.activation is not None and self.activation.name == "relu"
         even = self.columns[0] == self.columns[1] and pool.simple
-        if not (rectified and even and self._ahead(window)):
+        if not (rectified and even and self._ahead(window) and window.dtype == torch.bfloat16):
             return False
-        return ops.amx_takes(self.weight, self.stride, self.dilation, self.groups)
+        return ops.convolve_takes(self.weight, self.stride, self.dilation, self.groups)
 
 
 def _is_dense(x: Tensor) -> bool:

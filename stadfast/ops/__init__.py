@@ -6,11 +6,11 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 from ._library import Backend, backend, cache_folder, plain_pytorch
 from ._onednn import onednn_takes
 from .convolution import (
-    amx_takes,
     convolve_,
     convolve_blocks,
     convolve_pool,
     convolve_pool_blocks,
+    convolve_takes,
     has_amx,
     pack_filters,
 )
@@ -25,7 +25,6 @@ __all__ = [
     "BINS",
     "COMBINATIONS",
     "Backend",
-    "amx_takes",
     "anomaly_map",
     "backend",
     "bin_edges",
@@ -36,6 +35,7 @@ __all__ = [
     "convolve_blocks",
     "convolve_pool",
     "convolve_pool_blocks",
+    "convolve_takes",
     "ensemble_scores",
     "has_amx",
     "key_histogram",

@@ -56,6 +56,11 @@ def _(output: Tensor, *arguments: Any) -> None:
     return None
 
 
+@torch.library.register_fake("stadfast::winograd_")
+def _(output: Tensor, *arguments: Any) -> None:
+    return None
+
+
 @torch.library.register_fake("stadfast::convolve_pool_blocks")
 @torch.library.register_fake("stadfast::convolve_pool")
 def _(

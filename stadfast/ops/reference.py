@@ -12,6 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WINOGRAD = [
+    [1, 0, 0],
+    [0.5, 0.5, 0.5],
+    [0.5, -0.5, 0.5],
+    [0, 0, 1],
+]  # the filters' transform G of F(2 x 2, 3 x 3)
+
 
 def _widen(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
@@ -119,6 +126,18 @@ def convolve_pool_blocks(
 ) -> Tensor:  # fmt: skip
     pooled = convolve_pool(input, filters, bias, kernel, stride, padding, pooling)
     return convolve_blocks(pooled, block_filters, block_bias, groups)
+
+
+def winograd_(
+    output: Tensor, input: Tensor, filters: Tensor, bias: Tensor, residual: Tensor | None, padding: list[int],
+    groups: int, rectify: bool,
+) -> None:  # fmt: skip
+    tiles = filters.view(4, 4, len(bias) // 16, -1, 16).permute(2, 4, 3, 0, 1).flatten(0, 1)
+    inverse = torch.linalg.pinv(tiles.new_tensor(WINOGRAD, dtype=torch.float64))
+    weight = (inverse @ tiles.double() @ inverse.mT).to(filters.dtype)
+    sums = F.conv2d(input, weight, bias, 1, list(padding), 1, groups)
+    sums = sums if residual is None else sums + residual
+    output.copy_(sums.relu() if rectify else sums)
 
 
 def has_amx() -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import ops
-from .amx import convolved, join_blocks, join_poolings, join_stems
+from .convolutions import convolved, join_blocks, join_poolings, join_stems
 from .lowering import finish
 
 aten = torch.ops.aten
@@ -17,6 +17,9 @@ mkldnn = torch.ops.mkldnn
 
 CONVOLUTION = aten.convolution.default
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
+
+# A rounding that turns a switch makes a gradient jump: those sums stay as the detector does them.
+_SWITCHES = {aten.threshold_backward.default, aten.max_unpool2d.default}
 
 _POOLING_DEFAULTS: tuple[Any, ...] = (None, None, [], [0, 0], [1, 1], False)
 
@@ -43,7 +46,7 @@ ACTIVATIONS: dict[Any, Callable[..., Activation]] = {
 
 
 def fuse(module: fx.GraphModule, *, residuals: bool = True) -> int:
-    """Replace convolutions by a fused operator, in place; returns how many: ours on tiles, elsewhere oneDNN's.
+    """Replace convolutions by a fused operator, in place; returns how many: ours where it is faster, or oneDNN's.
 
     ``act(conv(x) + residual)`` becomes one call. The residual is overwritten where nothing needs it afterwards.
     A convolution that oneDNN's operator does not take stays as it is. Without ``residuals`` additions stay apart.
@@ -51,10 +54,11 @@ def fuse(module: fx.GraphModule, *, residuals: bool = True) -> int:
     for node in module.graph.nodes:
         _replace_pooling(node)
     order = {node: i for i, node in enumerate(module.graph.nodes)}
+    switched = any(node.target in _SWITCHES for node in module.graph.nodes)
     count = 0
     for node in list(module.graph.nodes):
         if node.target is CONVOLUTION and _fits(module, node):
-            _replace(module, node, order, residuals)
+            _replace(module, node, order, residuals, switched)
             count += 1
     join_poolings(module)
     join_blocks(module)
@@ -101,17 +105,20 @@ def _fits(module: fx.GraphModule, node: fx.Node) -> bool:
     return constant and not found.transposed and known
 
 
-def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], residuals: bool) -> None:
+def _replace(
+    module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], residuals: bool, switched: bool
+) -> None:
     found = convolution(node)
     weight: Tensor = getattr(module, str(found.weight.target))
-    tiles = ops.amx_takes(weight, found.stride, found.dilation, found.groups)
+    ours = ops.convolve_takes(weight, found.stride, found.dilation, found.groups)
+    ours = ours and not (switched and weight.dtype == torch.float32)
     chain, residual, overwrite = [node], None, False
     following = _only_user(node)
     if residuals and following is not None and following.target in ADDITIONS:
         other = _addend(following, node)
         overwrite = other not in (None, found.x) and _dies_at(other, following, order)  # type: ignore[arg-type]
         # Out of place oneDNN does not fuse groups and some layouts, and torch's way around knows no half types.
-        apart = tiles or (found.groups == 1 and node.meta["dtype"] == torch.float32)
+        apart = ours or (found.groups == 1 and node.meta["dtype"] == torch.float32)
         if other is not None and (overwrite or apart):
             residual = other
             chain.append(following)
@@ -123,8 +130,8 @@ def _replace(module: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int], r
             activation = wanted
             chain.append(following)
     with module.graph.inserting_before(chain[-1]):
-        if tiles and activation.name in ("none", "relu"):
-            fused = _by_tiles(module, found, residual, overwrite, activation)
+        if ours and activation.name in ("none", "relu"):
+            fused = _by_ours(module, found, residual, overwrite, activation)
         else:
             fused = _by_onednn(module, found, residual, overwrite, activation)
     fused.meta.update(chain[-1].meta)
@@ -149,13 +156,13 @@ def _by_onednn(
     return module.graph.call_function(kind.binary, (*inputs, *rest, "add", 1.0, unary, [], ""))
 
 
-def _by_tiles(
+def _by_ours(
     module: fx.GraphModule, found: Convolution, residual: fx.Node | None, overwrite: bool, activation: Activation
 ) -> fx.Node:  # fmt: skip
     weight: Tensor = getattr(module, str(found.weight.target))
     bias = weight.new_zeros(len(weight)) if found.bias is None else getattr(module, str(found.bias.target))
     constants = []
-    for name, tensor in (("tiles", ops.pack_filters(weight)), ("sums", bias.float())):
+    for name, tensor in (("packed", ops.pack_filters(weight)), ("sums", bias.float())):
         module.register_buffer(f"{found.weight.target}_{name}", tensor, persistent=False)
         constants.append(module.graph.get_attr(f"{found.weight.target}_{name}"))
     rest = (list(weight.shape[2:]), found.stride, found.padding, found.groups, activation is not _IDENTITY)

@@ -85,7 +85,7 @@ def test_equals_torch(geometry: tuple, added: bool, relu: bool, compiled: bool) 
     x, weight, bias, residual = case(geometry)
     output = torch.full_like(residual, float("nan"))  # whatever was there
     with contextlib.nullcontext() if compiled else plain_pytorch():
-        assert ops.amx_takes(weight, [geometry[-2]] * 2, [1, 1], geometry[1]) == compiled
+        assert ops.convolve_takes(weight, [geometry[-2]] * 2, [1, 1], geometry[1]) == compiled
         found = run(output, x, weight, bias, residual if added else None, geometry, relu)
     assert found is output
     assert_equal(found, exact(x, weight, bias, residual if added else None, geometry, relu))
@@ -218,19 +218,19 @@ def test_operator_contract() -> None:
 
 
 @needs_amx
-def test_what_amx_takes() -> None:
+def test_what_convolve_takes() -> None:
     weight = torch.zeros(64, 32, 3, 3, dtype=torch.bfloat16)
-    assert ops.amx_takes(weight, [1, 1], [1, 1], 2)
-    assert not ops.amx_takes(weight.float(), [1, 1], [1, 1], 2)
-    assert ops.amx_takes(weight[:, :6], [1, 1], [1, 1], 1)
-    assert not ops.amx_takes(weight[:, :5], [1, 1], [1, 1], 1)
-    assert not ops.amx_takes(weight[:, :16], [1, 1], [1, 1], 2)
-    assert not ops.amx_takes(weight[:40], [1, 1], [1, 1], 1)
-    assert not ops.amx_takes(weight, [1, 2], [1, 1], 2)
-    assert not ops.amx_takes(weight, [1, 1], [2, 2], 2)
-    assert not ops.amx_takes(weight.new_zeros(32, 32, 32, 1), [1, 1], [1, 1], 1)
+    assert ops.convolve_takes(weight, [1, 1], [1, 1], 2)
+    assert not ops.convolve_takes(weight.float(), [1, 1], [1, 1], 2)
+    assert ops.convolve_takes(weight[:, :6], [1, 1], [1, 1], 1)
+    assert not ops.convolve_takes(weight[:, :5], [1, 1], [1, 1], 1)
+    assert not ops.convolve_takes(weight[:, :16], [1, 1], [1, 1], 2)
+    assert not ops.convolve_takes(weight[:40], [1, 1], [1, 1], 1)
+    assert not ops.convolve_takes(weight, [1, 2], [1, 1], 2)
+    assert not ops.convolve_takes(weight, [1, 1], [2, 2], 2)
+    assert not ops.convolve_takes(weight.new_zeros(32, 32, 32, 1), [1, 1], [1, 1], 1)
     with plain_pytorch():
-        assert not ops.amx_takes(weight, [1, 1], [1, 1], 2)
+        assert not ops.convolve_takes(weight, [1, 1], [1, 1], 2)
 
 
 @needs_amx

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from stadfast import ops
 from stadfast.backbones import create_backbone
+from stadfast.runtime.convolutions import convolved
 from stadfast.runtime.export import record
 from stadfast.runtime.fusion import fuse
 from stadfast.runtime.lowering import UnsupportedGraphError, lower, propagate
@@ -14,6 +16,9 @@ from stadfast.runtime.precision import narrow
 from stadfast.runtime.siblings import join
 
 mkldnn = torch.ops.mkldnn
+needs_ours = pytest.mark.skipif(
+    not ops.convolve_takes(torch.zeros(16, 16, 3, 3), [1, 1], [1, 1], 1), reason="no kernels, or no AVX2"
+)
 CPU = torch.device("cpu")
 
 
@@ -75,14 +80,14 @@ def test_resnets_are_joined_throughout_and_add_in_place() -> None:
     graph = lowered(module, x)
     assert join(graph) == 10  # all of one network
     assert fuse(graph) == 10
-    assert calls(graph, mkldnn._convolution_pointwise_.binary) == 4
+    added = [n for n in graph.graph.nodes if n.target is convolved and n.args[3] is not None]
+    assert calls(graph, mkldnn._convolution_pointwise_.binary) + len(added) == 4
+    assert all(n.args[4] for n in added)
     assert calls(graph, torch.ops.aten.relu_.default) == 0
 
 
 @torch.no_grad()
 def test_half_precision_gives_half_features_and_float_maps() -> None:
-    from stadfast import ops
-
     class Maps(Pair):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             return ops.anomaly_map(self.first(x), self.second(x), (64, 64))
@@ -115,11 +120,12 @@ def test_half_precision_stays_with_torch_where_onednn_has_none(monkeypatch: pyte
 
 
 class KeepsItsResidual(nn.Module):
-    """The residual is an output, too: it must not be overwritten."""
+    """The residual is an output, too: it must not be overwritten. With 16 channels convolutions are our own."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.first = nn.Conv2d(3, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         residual = torch.relu(self.first(x))
@@ -159,14 +165,38 @@ class ScaledAddition(KeepsItsResidual):
 @pytest.mark.parametrize(
     "module", [KeepsItsResidual, SlicesItsResidual, AddsToItsInput, OtherActivations, ScaledAddition]
 )
+@pytest.mark.parametrize("channels", [8, 16])
 @torch.no_grad()
-def test_what_must_not_be_fused_is_not(module: type[nn.Module]) -> None:
+def test_what_must_not_be_fused_is_not(module: type[nn.Module], channels: int) -> None:
     torch.manual_seed(0)
-    net, x = module().eval(), torch.randn(2, 3, 9, 9)
+    net, x = module(channels).eval(), torch.randn(2, 3, 9, 9)
     graph = lowered(net, x)
     assert fuse(graph) > 0
     for found, wanted in zip(graph(x), net(x), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@needs_ours
+@torch.no_grad()
+def test_convolutions_of_our_own_take_fewer_multiplications() -> None:
+    module, x = Pair("resnet18", ["layer1", "layer2"]), random(1, 3, 64, 64)
+    graph = lowered(module, x)
+    fuse(graph)
+    assert calls(graph, convolved) == 2 * (4 + 3)
+
+
+@needs_ours
+@torch.no_grad()
+def test_gradients_that_a_rounding_would_turn_are_left_to_torch() -> None:
+    class Gradient(KeepsItsResidual):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            y = self.second(self.first(x))
+            slope = torch.ops.aten.threshold_backward(torch.ones_like(y), torch.relu(y), 0)
+            return torch.nn.functional.conv_transpose2d(slope, self.second.weight, padding=1)
+
+    graph = lowered(Gradient(16), random(1, 3, 9, 9))
+    assert fuse(graph) > 0
+    assert calls(graph, convolved) == 0
 
 
 @torch.no_grad()

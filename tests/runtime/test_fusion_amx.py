@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from stadfast import ops
-from stadfast.runtime import amx, fusion
+from stadfast.runtime import convolutions, fusion
 from stadfast.runtime.precision import narrow
 from stadfast.runtime.siblings import join
 
@@ -49,9 +49,9 @@ def test_all_convolutions_of_a_joined_resnet() -> None:
     graph = in_bfloat16(module, x)
     join(graph)
     assert fusion.fuse(graph) == 10
-    assert calls(graph, amx.stem_blocks) == 1  # the first, the pooling behind it and all of layer 1
-    assert calls(graph, amx.residual_blocks) == 1  # the second block of layer 2
-    assert calls(graph, amx.convolved) == 3
+    assert calls(graph, convolutions.stem_blocks) == 1  # the first, the pooling behind it and all of layer 1
+    assert calls(graph, convolutions.residual_blocks) == 1  # the second block of layer 2
+    assert calls(graph, convolutions.convolved) == 3
     assert calls(graph, ops.convolve_pool) == 0
     assert calls(graph, ops.max_pool2d) == 0
 
@@ -61,7 +61,7 @@ def test_all_convolutions_of_a_joined_resnet() -> None:
 def test_joined_blocks_give_the_same_bits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = Pair("resnet18", ["layer1", "layer2"]), random(1, 3, 96, 160)
     graphs = []
-    for join_blocks in (amx.join_blocks, lambda graph: None):
+    for join_blocks in (convolutions.join_blocks, lambda graph: None):
         monkeypatch.setattr(fusion, "join_blocks", join_blocks)
         graphs.append(in_bfloat16(module, x))
         join(graphs[-1])
@@ -126,7 +126,7 @@ def test_which_blocks_are_joined(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     (module, counts), x = CHAINS[name], random(1, 3, 50, 33)
     graph = in_bfloat16(module, x)
     fusion.fuse(graph)
-    joined = [node for node in graph.graph.nodes if node.target is amx.residual_blocks]
+    joined = [node for node in graph.graph.nodes if node.target is convolutions.residual_blocks]
     assert [len(getattr(graph, node.args[1].target)) for node in joined] == counts
     monkeypatch.setattr(fusion, "join_blocks", lambda graph: None)
     apart = in_bfloat16(module, x)

@@ -1,4 +1,4 @@
-"""Convolutions on the matrix units (AMX) as nodes of a graph, and those that are one with what is around them."""
+"""Our own convolutions as nodes of a graph; on the matrix units (AMX), those that are one with what is around them."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Convolved(NamedTuple):
 
 
 def join_poolings(module: fx.GraphModule) -> None:
-    """Pooling right behind a rectified convolution: in one, without the large features between."""
+    """Pooling right behind a rectified convolution on tiles: in one, without the large features between."""
     for node in list(module.graph.nodes):
         made = node.args[0] if node.target is ops.max_pool2d else None
         if not isinstance(made, fx.Node) or made.target is not convolved or len(made.users) > 1:
             continue
         c = Convolved(*made.args)  # type: ignore[arg-type]
-        if c.residual is None and c.groups == 1 and c.rectify:
+        if c.residual is None and c.groups == 1 and c.rectify and node.meta["dtype"] == torch.bfloat16:
             _, size, step, around = node.args
             pooling = [size, step, around, around]
             node.args = (c.x, c.filters, c.bias, c.kernel, c.stride[0], c.padding, pooling)
@@ -125,8 +125,9 @@ def _fit(module: fx.GraphModule, chain: list[fx.Node]) -> bool:
     groups = found[0].groups
     alike = all(list(c[5:]) == [[3, 3], [1, 1], [1, 1], groups, True] for c in found)
     filters, bias = _constants(module, chain)
-    channels = {len(each) for each in bias}
-    return alike and len(channels) == 1 and sum(each.nbytes for each in filters) <= _CACHED * groups
+    kinds = {(each.dtype, len(sums)) for each, sums in zip(filters, bias, strict=True)}
+    narrow = len(kinds) == 1 and filters[0].dtype == torch.bfloat16
+    return alike and narrow and sum(each.nbytes for each in filters) <= _CACHED * groups
 
 
 def _constants(module: fx.GraphModule, chain: list[fx.Node]) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,0 +1,43 @@
+"""Winograd's convolution with the instructions of every processor that it is compiled for (tests/cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from stadfast import ops
+from stadfast.ops import _build
+
+from .test_winograd import assert_equal, case, exact
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    compiler = _build.cxx_compiler()
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    target = tmp_path_factory.mktemp("winograd") / "winograd.so"
+    include = Path(torch.__file__).parent / "include"
+    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-attributes", "-Werror", "-shared", "-fPIC"]
+    source = HERE.parent / "cpp" / "run_winograd.cpp"
+    subprocess.run([compiler, *flags, f"-isystem{include}", str(source), "-o", str(target)], check=True)
+    return ctypes.CDLL(str(target))
+
+
+@pytest.mark.parametrize("instructions", [0, 1, 2], ids=["plain", "AVX2", "AVX-512"])
+@pytest.mark.parametrize("filters", [16, 80])
+def test_equals_torch(compiled: ctypes.CDLL, instructions: int, filters: int) -> None:
+    geometry = (2, 1, 32, filters, 7, 9, (1, 1))
+    x, weight, bias, residual = case(geometry)
+    found, packed = torch.full_like(residual, float("nan")), ops.pack_filters(weight)
+    tensors = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, packed, bias)]
+    sizes = [ctypes.c_int64(n) for n in (2, 32, filters, 7, 9)]
+    if not compiled.run_winograd(instructions, *tensors, *sizes, ctypes.c_void_p(found.data_ptr())):
+        pytest.skip("this processor does not have them")
+    assert_equal(found, exact(x, weight, bias, None, geometry, True))
