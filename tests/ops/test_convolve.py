@@ -221,7 +221,7 @@ def test_operator_contract() -> None:
 def test_what_convolve_takes() -> None:
     weight = torch.zeros(64, 32, 3, 3, dtype=torch.bfloat16)
     assert ops.convolve_takes(weight, [1, 1], [1, 1], 2)
-    assert not ops.convolve_takes(weight.float(), [1, 1], [1, 1], 2)
+    assert not ops.convolve_takes(weight.half(), [1, 1], [1, 1], 2)
     assert ops.convolve_takes(weight[:, :6], [1, 1], [1, 1], 1)
     assert not ops.convolve_takes(weight[:, :5], [1, 1], [1, 1], 1)
     assert not ops.convolve_takes(weight[:, :16], [1, 1], [1, 1], 2)
