@@ -25,6 +25,9 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
       "convolve_pool_blocks(Tensor input, Tensor filters, Tensor bias, int[] kernel, int stride, int[] padding, "
       "int[] pooling, Tensor block_filters, Tensor block_bias, int groups) -> Tensor");
   m.def(
+      "convolve_stage(Tensor input, Tensor filters, Tensor bias, Tensor shortcut_filters, Tensor shortcut_bias, "
+      "Tensor block_filters, Tensor block_bias, int stride, int groups) -> Tensor");
+  m.def(
       "winograd_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, Tensor? residual, int[] padding, "
       "int groups, bool rectify) -> ()");
   m.def("has_amx() -> bool");

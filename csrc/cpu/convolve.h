@@ -162,14 +162,15 @@ SF_TILED inline void finish(const Convolution& c, const float* sums, int64_t pix
 }
 
 // One thread's copy of the last rows of an image's groups, unless tiles read the features themselves; row r lies in
-// slot (r + rows_above) % rows_seen.
+// slot (r + rows_above) % rows_seen. A thread with two of them gives the second another `place` in memory.
 class Rows {
  public:
-  explicit Rows(const Convolution& c) : c_(c), known_(c.groups) {
+  explicit Rows(const Convolution& c, int place = 0) : c_(c), known_(c.groups) {
     const int64_t seen = (c.tiles_of_row() * kTile - 1) * c.stride * c.channels + c.depth() * kDepth;
     length_ = std::max(seen, (c.in.width + c.columns_left) * c.channels);
     length_ = (length_ + kDepth - 1) / kDepth * kDepth;
-    auto& values = memory();
+    static thread_local std::vector<uint16_t> memory[2];
+    auto& values = memory[place];
     const size_t wanted = size_t(c.groups * c.rows_seen() * length_ + kDepth);
     if (values.size() < wanted) values.resize(wanted);
     first_ = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(values.data()) + 63) / 64 * 64);
@@ -195,11 +196,6 @@ class Rows {
   struct Known {
     int64_t image = -1, next = 0;  // rows before it have been copied
   };
-
-  static std::vector<uint16_t>& memory() {
-    static thread_local std::vector<uint16_t> values;
-    return values;
-  }
 
   uint16_t* slot(int64_t group, int64_t row) const {
     return first_ + (group * c_.rows_seen() + (row + c_.rows_above) % c_.rows_seen()) * length_;

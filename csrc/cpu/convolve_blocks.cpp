@@ -9,6 +9,7 @@ namespace {
 #ifdef SF_TILES
 
 struct CopiedRows {
+  static constexpr bool kShortcut = false;
   const Convolution& c;
 
   void read(int64_t image, int64_t group, int64_t row, uint16_t* output) const {

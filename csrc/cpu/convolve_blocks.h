@@ -10,11 +10,12 @@
 
 namespace stadfast::cpu {
 
-// The convolutions of all blocks, on features of the shape of `in`, into an output of its own memory.
+// The convolutions of all blocks, on features of the shape of `in`, into an output of its own memory. `begun`: of the
+// first block only the second convolution is among them.
 inline std::vector<Convolution> prepare_blocks(const Layout& in, const Tensor& filters, const Tensor& bias,
-                                               int64_t groups) {
+                                               int64_t groups, bool begun = false) {
   SF_CHECK(filters.dim() == 2 && bias.dim() == 2 && filters.size(0) == bias.size(0) && bias.size(0) > 0 &&
-               bias.size(0) % 2 == 0,
+               bias.size(0) % 2 == begun,
            "expected filters (N, ...) and a bias (N, C), two of both for each block");
   std::vector<Convolution> chain;
   for (int64_t i = 0; i < bias.size(0); ++i) {
@@ -42,7 +43,8 @@ constexpr int64_t kRows = 3;  // of a window
 // What one thread knows of the features before every convolution: the last rows of a group of an image, padded, in a
 // ring. Row r lies in slot (r + 1) % 3. A row is computed when the next convolution needs it, and it needs one more
 // than the row that it computes: the ring before holds that row itself, the residual of a block, until then.
-// `Source`: read(image, group, row, output) gives the rows of the features before all of them.
+// `Source`: read(image, group, row, output) gives the rows of the features before all of them; where these are the
+// middle of a block, shortcut(image, group, row) those of its residual.
 template <class Source>
 class Rings {
  public:
@@ -83,8 +85,14 @@ class Rings {
     const Convolution& c = chain_[i];
     fill(i, row + 2);
     const uint16_t* windows[kRows] = {slot(i, row - 1), slot(i, row), slot(i, row + 1)};
-    const uint16_t* residual = i % 2 ? slot(i - 1, row) + c.channels : nullptr;
+    const uint16_t* residual = nullptr;
+    if ((chain_.size() - i) % 2 == 1) residual = i > 0 ? slot(i - 1, row) + c.channels : shortcut(row);
     convolve_row(c, {row, group_ * c.filters, (group_ + 1) * c.filters, windows, residual, output});
+  }
+
+  const uint16_t* shortcut(int64_t row) {
+    if constexpr (Source::kShortcut) return source_.shortcut(image_, group_, row);
+    return nullptr;
   }
 
   const std::vector<Convolution>& chain_;

@@ -46,6 +46,8 @@ SF_TILED inline __m512i ordered(const uint16_t* values) {
 // One thread's rows, of as many filters at a time as there are in each of `groups`.
 class PooledRows {
  public:
+  static constexpr bool kShortcut = false;
+
   PooledRows(const Stem& stem, int64_t groups)
       : stem_(stem), c_(stem.c), copied_(stem.c), rows_(stem.down.size), channels_(stem.c.filters / groups) {
     c_.out.pixel_stride = channels_;

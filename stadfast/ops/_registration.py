@@ -79,6 +79,13 @@ def _(input: Tensor, filters: Tensor, bias: Tensor, groups: int) -> Tensor:
     return torch.empty_like(input, memory_format=torch.channels_last)
 
 
+@torch.library.register_fake("stadfast::convolve_stage")
+def _(input: Tensor, filters: Tensor, bias: Tensor, *arguments: Any) -> Tensor:
+    sides = [(n - 1) // arguments[-2] + 1 for n in input.shape[2:]]
+    shape = (input.shape[0], bias.shape[0], *sides)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
+
+
 @torch.library.register_fake("stadfast::normalize_images")
 def _(images: Tensor, mean: list[float], std: list[float], bfloat16: bool) -> Tensor:
     dtype = torch.bfloat16 if bfloat16 else torch.float32

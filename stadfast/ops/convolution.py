@@ -199,3 +199,39 @@ def convolve_pool_blocks(
     run = torch.ops.stadfast.convolve_pool_blocks if has_amx() else reference.convolve_pool_blocks
     blocks = (block_filters, block_bias, groups)
     return run(input, filters, bias, kernel, stride, padding, pooling, *blocks)  # type: ignore[no-any-return]
+
+
+def convolve_stage(
+    input: Tensor, filters: Tensor, bias: Tensor, shortcut_filters: Tensor, shortcut_bias: Tensor,
+    block_filters: Tensor, block_bias: Tensor, stride: int, groups: int,
+) -> Tensor:  # fmt: skip
+    """A residual stage that begins with a stride, row by row as :func:`convolve_blocks` does it.
+
+    Equivalent to::
+
+        inner = relu(F.conv2d(input, weight, bias, stride, 1, 1, groups))
+        shortcut = F.conv2d(input, shortcut_weight, shortcut_bias, stride, 0, 1, groups)
+        x = relu(F.conv2d(inner, block_weight, block_bias, 1, 1, 1, groups) + shortcut)
+
+    and :func:`convolve_blocks` of that, bit for bit.
+
+    Args:
+        input: (B, I, H, W) bfloat16.
+        filters: the first convolution's weight (O, I / groups, 3, 3), of :func:`pack_filters`.
+        bias: (O) float32.
+        shortcut_filters: the weight (O, I / groups, 1, 1), likewise.
+        shortcut_bias: (O) float32.
+        block_filters: (N, ...), the weights (O, O / groups, 3, 3), likewise: one, and two for each further block.
+        block_bias: (N, O) float32.
+        stride: of the first convolution and the shortcut.
+        groups: of channels; multiples of 32 in each.
+
+    Returns:
+        (B, O, H', W') bfloat16, channels_last.
+
+    Raises:
+        RuntimeError: an argument does not fit.
+    """
+    run = torch.ops.stadfast.convolve_stage if has_amx() else reference.convolve_stage
+    shortcut = (shortcut_filters, shortcut_bias)
+    return run(input, filters, bias, *shortcut, block_filters, block_bias, stride, groups)  # type: ignore[no-any-return]

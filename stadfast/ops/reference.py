@@ -140,6 +140,19 @@ def winograd_(
     output.copy_(sums.relu() if rectify else sums)
 
 
+def convolve_stage(
+    input: Tensor, filters: Tensor, bias: Tensor, shortcut_filters: Tensor, shortcut_bias: Tensor,
+    block_filters: Tensor, block_bias: Tensor, stride: int, groups: int,
+) -> Tensor:  # fmt: skip
+    sides = [(n - 1) // stride + 1 for n in input.shape[2:]]
+    inner, shortcut = (input.new_empty((len(input), len(bias), *sides)) for _ in range(2))
+    convolve_(inner, input, filters, bias, None, [3, 3], stride, [1, 1], groups, True)
+    convolve_(shortcut, input, shortcut_filters, shortcut_bias, None, [1, 1], stride, [0, 0], groups, False)
+    output = torch.empty_like(shortcut, memory_format=torch.channels_last)
+    convolve_(output, inner, block_filters[0], block_bias[0], shortcut, [3, 3], 1, [1, 1], groups, True)
+    return convolve_blocks(output, block_filters[1:], block_bias[1:], groups)
+
+
 def has_amx() -> bool:
     return False
 

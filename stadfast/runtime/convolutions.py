@@ -63,7 +63,7 @@ def join_poolings(module: fx.GraphModule) -> None:
 
 def residual_blocks(x: Tensor, filters: Tensor, bias: Tensor, groups: int) -> Tensor:
     """:func:`~stadfast.ops.convolve_blocks`; convolution by convolution where rows are short or threads have few."""
-    if _row_by_row(len(x) * groups, x.shape[2:], len(filters)):
+    if len(filters) and _row_by_row(len(x) * groups, x.shape[2:], len(filters)):
         return ops.convolve_blocks(x, filters, bias, groups)
     geometry = ([3, 3], 1, [1, 1], groups, True)
     for i in range(0, len(filters), 2):
@@ -86,16 +86,33 @@ def stem_blocks(
     return residual_blocks(ops.convolve_pool(*stem), block_filters, block_bias, groups)
 
 
+def strided_stage(
+    x: Tensor, filters: Tensor, bias: Tensor, shortcut_filters: Tensor, shortcut_bias: Tensor,
+    block_filters: Tensor, block_bias: Tensor, stride: int, groups: int,
+) -> Tensor:  # fmt: skip
+    """:func:`~stadfast.ops.convolve_stage`, or its parts, as :func:`residual_blocks` does it."""
+    first, shortcut = (filters, bias), (shortcut_filters, shortcut_bias)
+    if _row_by_row(len(x) * groups, _sides(x.shape[2:], [3, 3], stride, [1, 1]), len(block_filters) + 1):
+        return ops.convolve_stage(x, *first, *shortcut, block_filters, block_bias, stride, groups)
+    inner = convolved(x, *first, None, False, [3, 3], [stride], [1, 1], groups, True)
+    added = convolved(x, *shortcut, None, False, [1, 1], [stride], [0, 0], groups, False)
+    y = convolved(inner, block_filters[0], block_bias[0], added, True, [3, 3], [1], [1, 1], groups, True)
+    return residual_blocks(y, block_filters[1:], block_bias[1:], groups)
+
+
 def _row_by_row(images: int, sides: Sequence[int], convolutions: int) -> bool:
     height, width = sides
     return width > _PIXELS and images * height >= torch.get_num_threads() * _ROWS * (convolutions - 1)
 
 
 def join_blocks(module: fx.GraphModule) -> None:
-    """Residual blocks, one behind the other: in one, as far as a core's cache holds their filters."""
+    """Residual blocks, one behind the other: in one, as far as a core's cache holds their filters.
+
+    The first may begin with a stride.
+    """
     chains: dict[fx.Node, list[fx.Node]] = {}  # by the last of their convolutions
     for node in module.graph.nodes:
-        block = _block(node)
+        block = _block(node) or _strided_block(node)
         if not block or not _fit(module, block):
             continue
         chain, x = block, _arguments(node).residual
@@ -119,15 +136,36 @@ def _block(node: fx.Node) -> list[fx.Node]:
     return [inner, node] if first.residual is None and second.residual is first.x else []
 
 
+def _strided_block(node: fx.Node) -> list[fx.Node]:
+    """First convolution, shortcut and second convolution of ``conv(conv(x)) + conv(x)``, if ``node`` is the last."""
+    others = node.args[:4:3] if node.target is convolved else ()
+    if not others or not all(
+        isinstance(n, fx.Node) and n.target is convolved and len(n.users) == 1 for n in others
+    ):
+        return []
+    first, shortcut = (_arguments(other) for other in others)  # type: ignore[arg-type]
+    if first.x is not shortcut.x or first.residual is not None or shortcut.residual is not None:
+        return []
+    stride, groups = [first.stride[0]] * 2, first.groups
+    alike = list(first[5:]) == [[3, 3], stride, [1, 1], groups, True]
+    beside = list(shortcut[5:]) == [[1, 1], stride, [0, 0], groups, False]
+    return [*others, node] if alike and beside else []  # type: ignore[list-item]
+
+
 def _fit(module: fx.GraphModule, chain: list[fx.Node]) -> bool:
-    """Whether :func:`~stadfast.ops.convolve_blocks` takes the convolutions, and a cache their filters."""
-    found = [_arguments(node) for node in chain]
-    groups = found[0].groups
-    alike = all(list(c[5:]) == [[3, 3], [1, 1], [1, 1], groups, True] for c in found)
+    """Whether one operator takes the convolutions, and a cache their filters."""
+    blocks = chain[_head(chain) :]
+    groups = _arguments(chain[0]).groups
+    alike = all(list(_arguments(node)[5:]) == [[3, 3], [1, 1], [1, 1], groups, True] for node in blocks)
     filters, bias = _constants(module, chain)
     kinds = {(each.dtype, len(sums)) for each, sums in zip(filters, bias, strict=True)}
     narrow = len(kinds) == 1 and filters[0].dtype == torch.bfloat16
     return alike and narrow and sum(each.nbytes for each in filters) <= _CACHED * groups
+
+
+def _head(chain: list[fx.Node]) -> int:
+    """How many convolutions of a chain come before the alike ones: those with a stride."""
+    return 2 * (len(chain) % 2)
 
 
 def _constants(module: fx.GraphModule, chain: list[fx.Node]) -> tuple[list[Tensor], list[Tensor]]:
@@ -140,11 +178,15 @@ def _constants(module: fx.GraphModule, chain: list[fx.Node]) -> tuple[list[Tenso
 
 
 def _join(module: fx.GraphModule, chain: list[fx.Node]) -> None:
-    first, names = _arguments(chain[0]), []
-    for kind, tensors in zip(("filters", "bias"), _constants(module, chain), strict=True):
-        names.append("_".join([*(str(_arguments(node).filters.target) for node in chain), kind]))
+    first, head = _arguments(chain[0]), _head(chain)
+    names = [str(constant.target) for node in chain[:head] for constant in _arguments(node)[1:3]]
+    for kind, tensors in zip(("filters", "bias"), _constants(module, chain[head:]), strict=True):
+        names.append("_".join([*(str(_arguments(node).filters.target) for node in chain[head:]), kind]))
         module.register_buffer(names[-1], torch.stack(tensors), persistent=False)
-    _replace(chain, residual_blocks, (first.x,), names, first.groups)
+    if head:
+        _replace(chain, strided_stage, (first.x,), names, (first.stride[0], first.groups))
+    else:
+        _replace(chain, residual_blocks, (first.x,), names, (first.groups,))
 
 
 def join_stems(module: fx.GraphModule) -> None:
@@ -154,18 +196,17 @@ def join_stems(module: fx.GraphModule) -> None:
         if isinstance(stem, fx.Node) and stem.target is ops.convolve_pool and len(stem.users) == 1:
             _, filters, bias, groups = node.args
             names = [str(constant.target) for constant in (filters, bias)]  # type: ignore[union-attr]
-            _replace([stem, node], stem_blocks, stem.args, names, groups)
+            _replace([stem, node], stem_blocks, stem.args, names, (groups,))
 
 
 def _replace(
-    nodes: list[fx.Node], function: Callable[..., Tensor], given: Sequence[Any], constants: Sequence[str], groups: Any
+    nodes: list[fx.Node], function: Callable[..., Tensor], given: Sequence[Any], constants: Sequence[str],
+    rest: Sequence[Any],
 ) -> None:  # fmt: skip
     """One call at the place of the first of them, whose input may be overwritten before the last."""
     graph, last = nodes[0].graph, nodes[-1]
-    with graph.inserting_before(nodes[0]):
-        joined = graph.call_function(
-            function, (*given, *(graph.get_attr(name) for name in constants), groups)
-        )
+    with graph.inserting_before(next(node for node in graph.nodes if node in nodes)):
+        joined = graph.call_function(function, (*given, *map(graph.get_attr, constants), *rest))
     joined.meta.update(last.meta)
     last.replace_all_uses_with(joined)
     for node in reversed(nodes):

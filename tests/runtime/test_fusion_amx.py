@@ -50,8 +50,8 @@ def test_all_convolutions_of_a_joined_resnet() -> None:
     join(graph)
     assert fusion.fuse(graph) == 10
     assert calls(graph, convolutions.stem_blocks) == 1  # the first, the pooling behind it and all of layer 1
-    assert calls(graph, convolutions.residual_blocks) == 1  # the second block of layer 2
-    assert calls(graph, convolutions.convolved) == 3
+    assert calls(graph, convolutions.strided_stage) == 1  # all of layer 2
+    assert calls(graph, convolutions.convolved) == 0
     assert calls(graph, ops.convolve_pool) == 0
     assert calls(graph, ops.max_pool2d) == 0
 
@@ -67,7 +67,7 @@ def test_joined_blocks_give_the_same_bits(threads: int, monkeypatch: pytest.Monk
         join(graphs[-1])
         fusion.fuse(graphs[-1])
     taken = []
-    for name in ("convolve_blocks", "convolve_pool_blocks"):
+    for name in ("convolve_blocks", "convolve_pool_blocks", "convolve_stage"):
         kernel = getattr(ops, name)
         monkeypatch.setattr(ops, name, lambda *args, kernel=kernel: taken.append(kernel) or kernel(*args))
     before = torch.get_num_threads()
@@ -133,6 +133,57 @@ def test_which_blocks_are_joined(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     fusion.fuse(apart)
     for found, wanted in zip(graph(x), apart(x), strict=True):
         assert torch.equal(found, wanted)
+
+
+class Strided(nn.Module):
+    """A block whose shortcut is a convolution, which others may want, too, or may differ."""
+
+    def __init__(self, *, side: int = 1, relu: bool = False, wanted: bool = False, blocks: int = 1) -> None:
+        super().__init__()
+        self.stem, self.relu, self.wanted = nn.Conv2d(3, 32, 3, padding=1), relu, wanted
+        self.first = nn.Conv2d(32, 64, 3, 2, padding=1)
+        self.shortcut = nn.Conv2d(32, 64, side, 2, padding=side // 2)
+        self.second = nn.Conv2d(64, 64, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(64) for _ in range(blocks)))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = torch.relu(self.stem(image))
+        y = self.second(torch.relu(self.first(x)))
+        shortcut = self.shortcut(x)
+        shortcut = torch.relu(shortcut) if self.relu else shortcut
+        y = torch.relu(y + shortcut)
+        return [x, shortcut if self.wanted else x, self.blocks(y)]
+
+
+STRIDED = {  # and how many of the later convolutions are joined with them
+    "with a block": (Strided(), [3]),
+    "alone": (Strided(blocks=0), [1]),
+    "with two": (Strided(blocks=2), [5]),
+    "the shortcut is wanted": (Strided(wanted=True), []),
+    "the shortcut is rectified": (Strided(relu=True), []),
+    "another shortcut": (Strided(side=3), []),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("name", STRIDED)
+@torch.no_grad()
+def test_which_strided_stages_are_joined(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (module, counts), x = STRIDED[name], random(1, 3, 100, 66)
+    graph = in_bfloat16(module, x)
+    fusion.fuse(graph)
+    joined = [node for node in graph.graph.nodes if node.target is convolutions.strided_stage]
+    assert [len(getattr(graph, node.args[5].target)) for node in joined] == counts
+    monkeypatch.setattr(fusion, "join_blocks", lambda graph: None)
+    apart = in_bfloat16(module, x)
+    fusion.fuse(apart)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for found, wanted in zip(graph(x), apart(x), strict=True):
+            assert torch.equal(found, wanted)
+    finally:
+        torch.set_num_threads(before)
 
 
 class Residuals(nn.Module):
