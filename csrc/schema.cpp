@@ -28,6 +28,9 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
       "convolve_stage(Tensor input, Tensor filters, Tensor bias, Tensor shortcut_filters, Tensor shortcut_bias, "
       "Tensor block_filters, Tensor block_bias, int stride, int groups) -> Tensor");
   m.def(
+      "stream_blocks_(Tensor(a!) output, Tensor input, Tensor(b!) carried, Tensor filters, Tensor bias, int groups) "
+      "-> ()");
+  m.def(
       "winograd_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, Tensor? residual, int[] padding, "
       "int groups, bool rectify) -> ()");
   m.def("has_amx() -> bool");

@@ -6,21 +6,6 @@
 namespace stadfast::cpu {
 namespace {
 
-#ifdef SF_TILES
-
-struct CopiedRows {
-  static constexpr bool kShortcut = false;
-  const Convolution& c;
-
-  void read(int64_t image, int64_t group, int64_t row, uint16_t* output) const {
-    const uint16_t* from = c.input_row(image, row, group);
-    for (int64_t x = 0; x < c.in.width; ++x, output += c.channels, from += c.in.pixel_stride)
-      std::memcpy(output, from, c.channels * kBytes);
-  }
-};
-
-#endif
-
 // input: (B, C, H, W) -> (B, C, H, W); both bfloat16; filters: (N, ...), of pack_filters, two for each block;
 // bias: (N, C), float32
 Tensor convolve_blocks(Tensor input, Tensor filters, Tensor bias, int64_t groups) {

@@ -41,18 +41,26 @@ inline Tensor empty_features(const Tensor& like, const Layout& shape) {
 constexpr int64_t kRows = 3;  // of a window
 
 // What one thread knows of the features before every convolution: the last rows of a group of an image, padded, in a
-// ring. Row r lies in slot (r + 1) % 3. A row is computed when the next convolution needs it, and it needs one more
-// than the row that it computes: the ring before holds that row itself, the residual of a block, until then.
-// `Source`: read(image, group, row, output) gives the rows of the features before all of them; where these are the
-// middle of a block, shortcut(image, group, row) those of its residual.
+// ring. A row is computed when the next convolution needs it, and it needs one more than the row that it computes: the
+// ring before holds that row itself, the residual of a block, until then. `ahead`: how many rows behind its own number
+// a convolution's window ends: 1, or 0 where rows are numbered by when they are known. `Source`: read(image, group,
+// row, output) gives the rows of the features before all of them; where these are the middle of a block,
+// shortcut(image, group, row) those of its residual.
 template <class Source>
 class Rings {
  public:
-  Rings(const std::vector<Convolution>& chain, Source& source) : chain_(chain), source_(source), next_(chain.size()) {
-    length_ = (chain[0].tiles_of_row() * kTile + kRows - 1) * chain[0].channels;
+  Rings(const std::vector<Convolution>& chain, Source& source, int64_t ahead = 1)
+      : chain_(chain), source_(source), ahead_(ahead), next_(chain.size()) {
+    const int64_t channels = chain[0].channels, used = (chain[0].in.width + 1) * channels;
+    length_ = (chain[0].tiles_of_row() * kTile + kRows - 1) * channels;
     static thread_local std::vector<uint16_t> memory;
-    memory.assign(chain.size() * kRows * length_ + kDepth, 0);  // what surrounds a row stays zero
+    const size_t wanted = chain.size() * kRows * length_ + kDepth;
+    if (memory.size() < wanted) memory.resize(wanted);
     first_ = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+    for (size_t i = 0; i < chain.size() * kRows; ++i) {  // what surrounds a row stays zero
+      std::memset(first_ + i * length_, 0, channels * kBytes);
+      std::memset(first_ + i * length_ + used, 0, (length_ - used) * kBytes);
+    }
   }
 
   // Another group or image, or other rows of them.
@@ -61,17 +69,26 @@ class Rings {
     for (size_t i = chain_.size(); i > 0; --i) next_[i - 1] = row = std::max<int64_t>(row - 1, -1);
   }
 
+  // The next rows of the same group, whose last two before row 0 were kept.
+  void resume(int64_t group) {
+    group_ = group;
+    std::fill(next_.begin(), next_.end(), 0);
+  }
+
+  // Row r >= -2 of what convolution i reads, its pixels side by side.
+  uint16_t* row_of(size_t i, int64_t row) const { return slot(i, row) + chain_[i].channels; }
+
   // A row of the blocks' result.
   void compute(int64_t row, uint16_t* output) { convolve(chain_.size() - 1, row, output); }
 
  private:
-  uint16_t* slot(size_t i, int64_t row) const { return first_ + (kRows * i + (row + 1) % kRows) * length_; }
+  uint16_t* slot(size_t i, int64_t row) const { return first_ + (kRows * i + (row + kRows) % kRows) * length_; }
 
   // All rows before `end` of what convolution i reads.
   void fill(size_t i, int64_t end) {
     const Convolution& c = chain_[i];
     for (int64_t& row = next_[i]; row < end; ++row) {
-      uint16_t* to = slot(i, row) + c.channels;
+      uint16_t* to = row_of(i, row);
       if (row < 0 || row >= c.in.height)
         std::memset(to, 0, c.in.width * c.channels * kBytes);
       else if (i > 0)
@@ -83,10 +100,11 @@ class Rings {
 
   void convolve(size_t i, int64_t row, uint16_t* output) {
     const Convolution& c = chain_[i];
-    fill(i, row + 2);
-    const uint16_t* windows[kRows] = {slot(i, row - 1), slot(i, row), slot(i, row + 1)};
+    const int64_t last = row + ahead_;
+    fill(i, last + 1);
+    const uint16_t* windows[kRows] = {slot(i, last - 2), slot(i, last - 1), slot(i, last)};
     const uint16_t* residual = nullptr;
-    if ((chain_.size() - i) % 2 == 1) residual = i > 0 ? slot(i - 1, row) + c.channels : shortcut(row);
+    if ((chain_.size() - i) % 2 == 1) residual = i > 0 ? row_of(i - 1, last + ahead_ - 2) : shortcut(row);
     convolve_row(c, {row, group_ * c.filters, (group_ + 1) * c.filters, windows, residual, output});
   }
 
@@ -97,9 +115,22 @@ class Rings {
 
   const std::vector<Convolution>& chain_;
   Source& source_;
+  const int64_t ahead_;
   std::vector<int64_t> next_;  // rows before it have been computed
   int64_t image_ = 0, group_ = 0, length_;
   uint16_t* first_;
+};
+
+// The rows of features in memory, as a source.
+struct CopiedRows {
+  static constexpr bool kShortcut = false;
+  const Convolution& c;
+
+  void read(int64_t image, int64_t group, int64_t row, uint16_t* output) const {
+    const uint16_t* from = c.input_row(image, row, group);
+    for (int64_t x = 0; x < c.in.width; ++x, output += c.channels, from += c.in.pixel_stride)
+      std::memcpy(output, from, c.channels * kBytes);
+  }
 };
 
 // Threads take rows of a group of an image. Where two meet in an image, both compute the features that both need: one

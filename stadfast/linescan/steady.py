@@ -33,6 +33,8 @@ class SteadySteps:
                 for layer, link in network.chain
             ]
             self._bound = [self._bind(i) for i in range(len(network.chain))]
+            self._blocks = {b.last: (b.values[0], b.bound(network, x)) for b, x in self._memory.blocks}
+            self._within = {i for b, _ in self._memory.blocks for i in range(b.first, b.last)}
         self._targets = [copy.target for copy in self._memory.shifts]
         self._moved = [copy.source for copy in self._memory.shifts]
         self.state = self._memory.state
@@ -46,6 +48,8 @@ class SteadySteps:
         loose: dict[int, Tensor] = {}
         self._put(0, rows, loose)
         for i, (_, link) in enumerate(self.network.chain):
+            if i in self._within:
+                continue
             if i in memory.before:
                 memory.before[i].run()
             bound = self._bound[i]
@@ -102,6 +106,9 @@ class SteadySteps:
         )
 
     def _run(self, i: int, loose: dict[int, Tensor]) -> list[Tensor]:
+        if i in self._blocks:
+            source, run = self._blocks[i]
+            return [run(loose.pop(source), self._into(i))]
         layer = self.network.chain[i][0]
         windows = self._windows(i, loose)
         return layer(windows, self.step, last=self._memory.overwrites[i], into=self._into(i))  # type: ignore[no-any-return]

@@ -8,7 +8,8 @@ follows what it carries itself, if there is room before::
     value 2 = value 1 + convolutions [                           ]  written in place; carried by 1 remains behind
 
 Values between two convolutions live so short that they lend each other one memory, which stays in the cache; what they
-carry lies beside it and is copied in and out.
+carry lies beside it and is copied in and out. Of values within residual blocks that one operator takes (blocks.py)
+there is only what they carry.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .blocks import find_blocks
 from .network import State, StripNetwork
 from .sliding import Convolution
 
@@ -44,6 +46,7 @@ class Windows:
         windows: by value: carried and new rows; of ``network.in_parts`` those carried only.
         new: by value: the new rows' part of its window.
         state: what is carried, in the order of ``network.carrying``: views of the memory.
+        blocks: residual blocks that one operator takes, with what their values carry (N, C, 2, W).
         overwrites: which layers write their result over their last source.
         before, after: what to copy ahead of a layer, and behind it, by its place in the chain.
         shifts: what to copy when a step is done, one after the other.
@@ -61,11 +64,18 @@ class Windows:
         self.shifts: list[Copy] = []
         beside = {value: torch.empty_like(kept[value]) for value in self.in_parts}
         self.windows.update(beside)
-        following = self._written_in_place() if state[0].shape[0] == 1 else {}
-        if state[0].shape[0] == 1:  # of several images rows are no block of memory
-            beside.update(self._lend(kept, {*following, *following.values()}))
+        single = state[0].shape[0] == 1  # of several images rows are no block of memory
+        widths = {value: x.shape[3] for value, x in kept.items()}
+        self.blocks = [
+            (b, _side_by_side(kept, b.values)) for b in (find_blocks(network, widths) if single else [])
+        ]
+        within = {v: x[i : i + 1] for b, x in self.blocks for i, v in enumerate(b.values)}
+        beside.update(within)
+        following = self._written_in_place(set(within)) if single else {}
+        if single:
+            beside.update(self._lend(kept, {*following, *following.values(), *within}))
         for value, x in kept.items():
-            if value not in self.windows:
+            if value not in self.windows and value not in within:
                 self._allocate(value, following, x)
         self.new = {v: x[:, :, self._carried[v] :] for v, x in self.windows.items() if v not in self.in_parts}
         self.state = tuple(
@@ -83,12 +93,12 @@ class Windows:
         layer, link = self._network.chain[i]
         return self._network.overwrites[i] and layer.carried[-1] == self._carried.get(link.sources[-1], 0)
 
-    def _written_in_place(self) -> dict[int, int]:
+    def _written_in_place(self, without: set[int]) -> dict[int, int]:
         """By value: the one that takes its place."""
         return {
             link.sources[1]: link.outputs[0]
             for i, (_, link) in enumerate(self._network.chain)
-            if len(link.sources) == 2 and self.overwrites[i]
+            if len(link.sources) == 2 and self.overwrites[i] and not without & {link.sources[1], link.outputs[0]}
             and link.sources[1] in self._carried and link.outputs[0] in self._carried
         }  # fmt: skip
 
@@ -144,3 +154,8 @@ class Windows:
             Copy(memory[:, :, first : first + n], memory[:, :, first + rows : first + rows + n])
             for first in range(0, room, rows) for n in [min(rows, room - first)]
         ]  # fmt: skip
+
+
+def _side_by_side(kept: dict[int, Tensor], values: tuple[int, ...]) -> Tensor:
+    """Memory for what these values carry, one behind the other."""
+    return torch.cat([kept[value] for value in values]).contiguous(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 from ._library import Backend, backend, cache_folder, plain_pytorch
 from ._onednn import onednn_takes
 from .convolution import (
+    cache_holds,
     convolve_,
     convolve_blocks,
     convolve_pool,
@@ -14,6 +15,7 @@ from .convolution import (
     convolve_takes,
     has_amx,
     pack_filters,
+    stream_blocks_,
 )
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .images import normalize_images
@@ -31,6 +33,7 @@ __all__ = [
     "bin_edges",
     "bin_keys",
     "cache_folder",
+    "cache_holds",
     "code_distance",
     "convolve_",
     "convolve_blocks",
@@ -54,5 +57,6 @@ __all__ = [
     "reduce_heads",
     "region_histogram",
     "region_pixels",
+    "stream_blocks_",
     "upsample_combine",
 ]

@@ -15,6 +15,7 @@ from . import _library, reference
 _BLOCK = 32  # channels, or values under a row of the window, that are taken at once
 _ROWS = 32  # of the window and one stride, at most
 _PANEL = 16  # filters that lie side by side for Winograd's convolution
+_CACHED = 2**20  # bytes of filters: half of a core's second cache; the features' rows are in the rest
 
 
 def has_amx() -> bool:
@@ -147,6 +148,14 @@ def convolve_pool(
     return run(input, filters, bias, kernel, stride, padding, pooling)  # type: ignore[no-any-return]
 
 
+def cache_holds(filters: Sequence[Tensor], groups: int) -> bool:
+    """Whether a core keeps the filters of several convolutions, as :func:`pack_filters` gives them, for all rows.
+
+    If not, :func:`convolve_blocks` and its like are slower than the convolutions one by one.
+    """
+    return sum(each.nbytes for each in filters) <= _CACHED * groups
+
+
 def convolve_blocks(input: Tensor, filters: Tensor, bias: Tensor, groups: int) -> Tensor:
     """Residual blocks row by row, the features between their convolutions in the cache.
 
@@ -235,3 +244,28 @@ def convolve_stage(
     run = torch.ops.stadfast.convolve_stage if has_amx() else reference.convolve_stage
     shortcut = (shortcut_filters, shortcut_bias)
     return run(input, filters, bias, *shortcut, block_filters, block_bias, stride, groups)  # type: ignore[no-any-return]
+
+
+def stream_blocks_(
+    output: Tensor, input: Tensor, carried: Tensor, filters: Tensor, bias: Tensor, groups: int
+) -> Tensor:
+    """:func:`convolve_blocks` of the next rows of an endless image, and ``output``.
+
+    Every convolution waits for the row below, so that ``output`` begins as many rows above ``input`` as there are
+    convolutions. A thread takes a group.
+
+    Args:
+        output: (1, C, H, W) bfloat16, channels_last; what is in it is overwritten.
+        input: (1, C, H, W) bfloat16; C a multiple of 32 in each group.
+        carried: (N, C, 2, W) bfloat16, channels_last: the two rows above the new ones of every convolution's input;
+            afterwards the last two.
+        filters: (N, ...), as of :func:`convolve_blocks`.
+        bias: (N, C) float32.
+        groups: of channels.
+
+    Raises:
+        RuntimeError: an argument does not fit.
+    """
+    run = torch.ops.stadfast.stream_blocks_ if has_amx() else reference.stream_blocks_
+    run(output, input, carried, filters, bias, groups)
+    return output

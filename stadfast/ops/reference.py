@@ -153,6 +153,22 @@ def convolve_stage(
     return convolve_blocks(output, block_filters[1:], block_bias[1:], groups)
 
 
+def stream_blocks_(
+    output: Tensor, input: Tensor, carried: Tensor, filters: Tensor, bias: Tensor, groups: int
+) -> None:
+    x = input
+    for i in range(0, len(filters), 2):
+        window = torch.cat([carried[i : i + 1], x], 2)
+        inner, outer = (x.new_empty(x.shape) for _ in range(2))
+        convolve_(inner, window, filters[i], bias[i], None, [3, 3], 1, [0, 1], groups, True)
+        inner = torch.cat([carried[i + 1 : i + 2], inner], 2)
+        residual = window[:, :, : x.shape[2]]
+        convolve_(outer, inner, filters[i + 1], bias[i + 1], residual, [3, 3], 1, [0, 1], groups, True)
+        carried[i], carried[i + 1] = window[0, :, -2:], inner[0, :, -2:]
+        x = outer
+    output.copy_(x)
+
+
 def has_amx() -> bool:
     return False
 

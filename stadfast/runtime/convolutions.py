@@ -10,7 +10,6 @@ from torch import Tensor, fx
 
 from .. import ops
 
-_CACHED = 2**20  # bytes of filters: half of a core's second cache; the features' rows are in the rest
 _PIXELS = 16  # of a row, that are convolved at once
 _ROWS = 8  # a thread's, for each further convolution: below, those that it computes twice cost what the cache saves
 
@@ -160,7 +159,7 @@ def _fit(module: fx.GraphModule, chain: list[fx.Node]) -> bool:
     filters, bias = _constants(module, chain)
     kinds = {(each.dtype, len(sums)) for each, sums in zip(filters, bias, strict=True)}
     narrow = len(kinds) == 1 and filters[0].dtype == torch.bfloat16
-    return alike and narrow and sum(each.nbytes for each in filters) <= _CACHED * groups
+    return alike and narrow and ops.cache_holds(filters, groups)
 
 
 def _head(chain: list[fx.Node]) -> int:
