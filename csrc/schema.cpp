@@ -31,6 +31,9 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
       "stream_blocks_(Tensor(a!) output, Tensor input, Tensor(b!) carried, Tensor filters, Tensor bias, int groups) "
       "-> ()");
   m.def(
+      "stream_pool_blocks_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, int[] kernel, int stride, "
+      "int[] padding, int[] pooling, Tensor(b!) carried, Tensor block_filters, Tensor block_bias, int groups) -> ()");
+  m.def(
       "winograd_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, Tensor? residual, int[] padding, "
       "int groups, bool rectify) -> ()");
   m.def("has_amx() -> bool");

@@ -20,6 +20,7 @@ struct Pooling {
 struct Stem {
   Convolution c;
   Pooling down, along;
+  Layout pooled() const { return {c.out.batch, c.out.channels, down.outputs(), along.outputs(), 0, 1, 0}; }
 };
 
 // pooling: size, stride, padding of rows, of columns; the rest as of prepare

@@ -13,8 +13,7 @@ Tensor convolve_pool_blocks(Tensor input, Tensor filters, Tensor bias, std::vect
                             std::vector<int64_t> padding, std::vector<int64_t> pooling, Tensor block_filters,
                             Tensor block_bias, int64_t groups) {
   const Stem stem = prepare_stem(input, filters, bias, kernel, stride, padding, pooling);
-  const Layout pooled{stem.c.out.batch, stem.c.out.channels, stem.down.outputs(), stem.along.outputs(), 0, 1, 0};
-  const std::vector<Convolution> chain = prepare_blocks(pooled, block_filters, block_bias, groups);
+  const std::vector<Convolution> chain = prepare_blocks(stem.pooled(), block_filters, block_bias, groups);
   Tensor output = empty_features(input, chain.back().out);
 #ifdef SF_TILES
   SF_CHECK(amx_available(), "convolve_pool_blocks: this processor has no tiles (AMX)");

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import ops
 from .network import StripNetwork
-from .sliding import Convolution
+from .sliding import Convolution, ConvolutionPool
 
 _CARRIED = 2  # rows, of every convolution's input
 _COLUMNS = 16  # of a row, that are convolved at once
@@ -24,29 +24,45 @@ class Blocks(NamedTuple):
     """Consecutive layers of a network.
 
     Attributes:
-        first, last: their places in the chain.
-        values: what their convolutions read.
+        first, last: their convolutions' places in the chain.
+        values: what these read.
+        stem: whether the layer before, a convolution with its pooling, is done with them.
     """
 
     first: int
     last: int
     values: tuple[int, ...]
+    stem: bool = False
 
-    def bound(self, network: StripNetwork, carried: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """What runs them: (their input's new rows, where to write or None) -> their output's.
+    @property
+    def begin(self) -> int:
+        """The place of the first layer."""
+        return self.first - self.stem
+
+    def bound(
+        self, network: StripNetwork, carried: Tensor, rows: int
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """What runs them: (what the first layer reads, where to write or None) -> the output's new rows.
 
         Args:
             network: of which they are layers.
             carried: (N, C, 2, W), the rows of all ``values``, which every call moves on.
+            rows: of the output.
         """
         layers = _convolutions(network, self)
         packed = [layer.packed() for layer in layers]
         filters, bias = (torch.stack(tensors) for tensors in zip(*packed, strict=True))
-        groups = layers[0].groups
+        blocks = (carried, filters, bias, layers[0].groups)
+        shape = (1, carried.shape[1], rows, carried.shape[3])
+        before = network.chain[self.begin][0]
 
         def run(x: Tensor, into: Tensor | None) -> Tensor:
-            output = torch.empty_like(x, memory_format=torch.channels_last) if into is None else into
-            return ops.stream_blocks_(output, x, carried, filters, bias, groups)
+            output = into
+            if output is None:
+                output = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+            if isinstance(before, ConvolutionPool):
+                return ops.stream_pool_blocks_(output, x, *before.packed(), *blocks)  # type: ignore[call-arg]
+            return ops.stream_blocks_(output, x, *blocks)
 
         return run
 
@@ -71,8 +87,17 @@ def find_blocks(network: StripNetwork, widths: dict[int, int]) -> list[Blocks]:
             if following.values[0] != network.chain[block.last][1].outputs[0] or not _fits(network, longer):
                 break
             block = longer
-        found.append(block)
+        found.append(block._replace(stem=_has_stem(network, block)))
     return found
+
+
+def _has_stem(network: StripNetwork, blocks: Blocks) -> bool:
+    """Whether the layer before is a convolution with its pooling, of which only the blocks want to know."""
+    layer, link = network.chain[blocks.first - 1]
+    if blocks.first == 0 or link.outputs != blocks.values[:1] or not isinstance(layer, ConvolutionPool):
+        return False
+    weight = layer.convolution.weight
+    return weight.dtype == torch.bfloat16 and layer.convolution.runs_with(weight, layer.pool)
 
 
 def _block(network: StripNetwork, i: int, widths: dict[int, int]) -> Blocks | None:

@@ -257,13 +257,16 @@ class ConvolutionPool(Layer):
     def forward(
         self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None
     ) -> list[Tensor]:
-        convolution, pool, window = self.convolution, self.pool, windows[0]
-        if step.taken is not None or not convolution.runs_with(window, pool):
-            return pool.forward(convolution.forward(windows, step), step)
+        if step.taken is not None or not self.convolution.runs_with(windows[0], self.pool):
+            return self.pool.forward(self.convolution.forward(windows, step), step)
+        return [ops.convolve_pool(windows[0], *self.packed())]
+
+    def packed(self) -> tuple[Any, ...]:
+        """The arguments of ``convolve_pool`` that follow the rows."""
+        convolution, pool = self.convolution, self.pool
         pooling = [pool.kernel[0], pool.stride[0], 0, pool.columns[0]]
-        stride, kernel = convolution.stride[0], list(convolution.weight.shape[2:])
-        padding = [0, convolution.columns[0]]
-        return [ops.convolve_pool(window, *convolution.packed(), kernel, stride, padding, pooling)]
+        geometry = (list(convolution.weight.shape[2:]), convolution.stride[0], [0, convolution.columns[0]])
+        return *convolution.packed(), *geometry, pooling
 
 
 class Antialiased(Sliding):

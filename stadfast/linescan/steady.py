@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .blocks import Blocks
 from .layers import Step
 from .network import State, StripNetwork
 from .windows import Windows
@@ -33,8 +34,8 @@ class SteadySteps:
                 for layer, link in network.chain
             ]
             self._bound = [self._bind(i) for i in range(len(network.chain))]
-            self._blocks = {b.last: (b.values[0], b.bound(network, x)) for b, x in self._memory.blocks}
-            self._within = {i for b, _ in self._memory.blocks for i in range(b.first, b.last)}
+            self._blocks = {b.last: (b, self._bind_blocks(b, x)) for b, x in self._memory.blocks}
+            self._within = {i for b, _ in self._memory.blocks for i in range(b.begin, b.last)}
         self._targets = [copy.target for copy in self._memory.shifts]
         self._moved = [copy.source for copy in self._memory.shifts]
         self.state = self._memory.state
@@ -48,17 +49,16 @@ class SteadySteps:
         loose: dict[int, Tensor] = {}
         self._put(0, rows, loose)
         for i, (_, link) in enumerate(self.network.chain):
-            if i in self._within:
-                continue
             if i in memory.before:
                 memory.before[i].run()
-            bound = self._bound[i]
-            found = self._run(i, loose) if bound is None else bound()
-            for value, x in zip(link.outputs, found, strict=True):
-                self._put(value, x, loose)
-            for value in link.sources:
-                if self.network.last_use[value] == i and value in loose:
-                    self._drop(value, loose)
+            if i not in self._within:
+                bound = self._bound[i]
+                found = self._run(i, loose) if bound is None else bound()
+                for value, x in zip(link.outputs, found, strict=True):
+                    self._put(value, x, loose)
+                for value in link.sources:
+                    if self.network.last_use[value] == i and value in loose:
+                        self._drop(value, loose)
             if i in memory.after:
                 memory.after[i].run()
         if self._targets:
@@ -105,10 +105,15 @@ class SteadySteps:
             self._windows(i, {}), self.step, last=self._memory.overwrites[i], into=self._into(i)
         )
 
+    def _bind_blocks(self, blocks: Blocks, carried: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+        rate = self.network.rows[self.network.chain[blocks.last][1].outputs[0]].rate
+        return blocks.bound(self.network, carried, int(self.step.rows * rate))
+
     def _run(self, i: int, loose: dict[int, Tensor]) -> list[Tensor]:
         if i in self._blocks:
-            source, run = self._blocks[i]
-            return [run(loose.pop(source), self._into(i))]
+            blocks, run = self._blocks[i]
+            x = self._windows(blocks.begin, loose)[0] if blocks.stem else loose.pop(blocks.values[0])
+            return [run(x, self._into(i))]
         layer = self.network.chain[i][0]
         windows = self._windows(i, loose)
         return layer(windows, self.step, last=self._memory.overwrites[i], into=self._into(i))  # type: ignore[no-any-return]

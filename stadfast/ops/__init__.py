@@ -16,6 +16,7 @@ from .convolution import (
     has_amx,
     pack_filters,
     stream_blocks_,
+    stream_pool_blocks_,
 )
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .images import normalize_images
@@ -58,5 +59,6 @@ __all__ = [
     "region_histogram",
     "region_pixels",
     "stream_blocks_",
+    "stream_pool_blocks_",
     "upsample_combine",
 ]

@@ -269,3 +269,33 @@ def stream_blocks_(
     run = torch.ops.stadfast.stream_blocks_ if has_amx() else reference.stream_blocks_
     run(output, input, carried, filters, bias, groups)
     return output
+
+
+def stream_pool_blocks_(
+    output: Tensor, input: Tensor, filters: Tensor, bias: Tensor, kernel: Sequence[int], stride: int,
+    padding: Sequence[int], pooling: Sequence[int], carried: Tensor, block_filters: Tensor, block_bias: Tensor,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """:func:`stream_blocks_` of :func:`convolve_pool`, bit for bit, without the features between; and ``output``.
+
+    Args:
+        output: (1, O, H', W') bfloat16, channels_last; what is in it is overwritten.
+        input: (1, I, H, W) bfloat16.
+        filters: the first convolution's weight, of :func:`pack_filters`.
+        bias: (O) float32.
+        kernel: rows and columns of the window.
+        stride: of rows and columns.
+        padding: rows and columns of zeros on both sides.
+        pooling: side of its window, stride, and padding of rows and of columns, at most half of the side.
+        carried: (N, O, 2, W') bfloat16, channels_last, as of :func:`stream_blocks_`.
+        block_filters: (N, ...), as of :func:`convolve_blocks`.
+        block_bias: (N, O) float32.
+        groups: of the blocks' channels.
+
+    Raises:
+        RuntimeError: an argument does not fit.
+    """
+    run = torch.ops.stadfast.stream_pool_blocks_ if has_amx() else reference.stream_pool_blocks_
+    stem = (input, filters, bias, kernel, stride, padding, pooling)
+    run(output, *stem, carried, block_filters, block_bias, groups)
+    return output

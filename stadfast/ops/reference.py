@@ -169,6 +169,15 @@ def stream_blocks_(
     output.copy_(x)
 
 
+def stream_pool_blocks_(
+    output: Tensor, input: Tensor, filters: Tensor, bias: Tensor, kernel: Sequence[int], stride: int,
+    padding: Sequence[int], pooling: Sequence[int], carried: Tensor, block_filters: Tensor, block_bias: Tensor,
+    groups: int,
+) -> None:  # fmt: skip
+    pooled = convolve_pool(input, filters, bias, kernel, stride, padding, pooling)
+    stream_blocks_(output, pooled, carried, block_filters, block_bias, groups)
+
+
 def has_amx() -> bool:
     return False
 

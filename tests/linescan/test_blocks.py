@@ -25,12 +25,17 @@ def streamed(
         taken.add(len(carried))
         return kernel(output, x, carried, *rest)
 
-    kernel = ops.stream_blocks_
+    def noted_behind_the_stem(*arguments: object) -> Tensor:
+        taken.add(len(arguments[8]))  # type: ignore[arg-type]
+        return stem_kernel(*arguments)
+
+    kernel, stem_kernel = ops.stream_blocks_, ops.stream_pool_blocks_
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with monkeypatch.context() as patch:
             patch.setattr(ops, "stream_blocks_", noted)
+            patch.setattr(ops, "stream_pool_blocks_", noted_behind_the_stem)
             streamer = RowStreamer(detector("resnet18"), WIDTH, 32, precision="bf16")
             maps = [streamer.push(rows) for rows in strip.split(pushes, dim=2)]
             return torch.cat([*maps, streamer.finish()], dim=2), taken

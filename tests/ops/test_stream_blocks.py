@@ -11,7 +11,7 @@ from torch import Tensor
 from stadfast import ops
 from stadfast.ops import plain_pytorch
 
-from .test_convolve_blocks import blocks, case, random
+from .test_convolve_blocks import STEMS, blocks, case, random, stem_case
 
 needs_amx = pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX")
 
@@ -55,6 +55,21 @@ def test_steps_give_the_rows_of_the_whole(strip: tuple, compiled: bool) -> None:
     assert torch.equal(carried[:1], x[:, :, -2:])
 
 
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_amx), False])
+@pytest.mark.parametrize("geometry", STEMS[:4], ids=str)
+def test_behind_a_pooling(geometry: tuple, compiled: bool) -> None:
+    stem, (filters, bias, groups) = stem_case((1, *geometry[1:]))
+    with contextlib.nullcontext() if compiled else plain_pytorch():
+        pooled = ops.convolve_pool(*stem)
+        carried = channels_last(random(len(filters), pooled.shape[1], 2, pooled.shape[3]).bfloat16())
+        wanted_carried = carried.clone()
+        wanted = ops.stream_blocks_(torch.empty_like(pooled), pooled, wanted_carried, filters, bias, groups)
+        output = torch.empty_like(pooled)
+        assert ops.stream_pool_blocks_(output, *stem, carried, filters, bias, groups) is output
+    assert torch.equal(output, wanted)
+    assert torch.equal(carried, wanted_carried)
+
+
 @needs_amx
 def test_threads_change_nothing() -> None:
     groups, channels, width, count, steps = STRIPS[0]
@@ -86,6 +101,11 @@ def small() -> dict:
 @needs_amx
 def test_operator_contract() -> None:
     torch.library.opcheck(torch.ops.stadfast.stream_blocks_.default, tuple(small().values()))
+    stem, rest = stem_case((1, *STEMS[0][1:]))
+    stem = tuple(list(each) if isinstance(each, tuple) else each for each in stem)
+    output = ops.convolve_pool(*stem)
+    carried = channels_last(torch.zeros(len(rest[0]), output.shape[1], 2, output.shape[3]).bfloat16())
+    torch.library.opcheck(torch.ops.stadfast.stream_pool_blocks_.default, (output, *stem, carried, *rest))
 
 
 @needs_amx
@@ -93,7 +113,7 @@ def test_operator_contract() -> None:
     ("name", "value", "message"),
     [
         ("input", torch.zeros(1, 32, 5, 7), "bfloat16"),
-        ("input", torch.zeros(2, 32, 5, 7, dtype=torch.bfloat16), "1, C, H, W"),
+        ("input", torch.zeros(2, 32, 5, 7, dtype=torch.bfloat16), "one image"),
         ("carried", torch.zeros(2, 32, 2, 7), "carried"),
         ("carried", channels_last(torch.zeros(2, 32, 3, 7).bfloat16()), "carried"),
         ("carried", channels_last(torch.zeros(1, 32, 2, 7).bfloat16()), "carried"),
