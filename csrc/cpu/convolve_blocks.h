@@ -17,15 +17,15 @@ inline std::vector<Convolution> prepare_blocks(const Layout& in, const Tensor& f
   SF_CHECK(filters.dim() == 2 && bias.dim() == 2 && filters.size(0) == bias.size(0) && bias.size(0) > 0 &&
                bias.size(0) % 2 == begun,
            "expected filters (N, ...) and a bias (N, C), two of both for each block");
+  SF_CHECK(filters.is_contiguous(), "expected filters as pack_filters gives them");
+  SF_CHECK(bias.is_contiguous(), "expected a float32 bias for every output channel");
+  const auto first = [](Tensor all) { return torch::stable::narrow(all, 0, 0, 1); };
+  Convolution c = prepare(in, first(filters), first(bias), {3, 3}, 1, {1, 1}, groups, true);
+  SF_CHECK(c.filters == c.channels, "expected as many channels out of each of a block's convolutions as into it");
+  c.row_by_row = true;
+  c.out.pixel_stride = c.added.pixel_stride = c.channels;
   std::vector<Convolution> chain;
-  for (int64_t i = 0; i < bias.size(0); ++i) {
-    const auto one = [&](Tensor all) { return torch::stable::narrow(all, 0, i, 1); };
-    Convolution c = prepare(in, one(filters), one(bias), {3, 3}, 1, {1, 1}, groups, true);
-    SF_CHECK(c.filters == c.channels, "expected as many channels out of each of a block's convolutions as into it");
-    c.row_by_row = true;
-    c.out.pixel_stride = c.added.pixel_stride = c.channels;
-    chain.push_back(c);
-  }
+  for (int64_t i = 0; i < bias.size(0); ++i, c.weights += filters.size(1), c.bias += bias.size(1)) chain.push_back(c);
   Layout& out = chain.back().out;
   out.pixel_stride = out.channels, out.batch_stride = out.pixels() * out.channels;
   return chain;
