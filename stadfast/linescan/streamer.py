@@ -209,7 +209,8 @@ class RowStreamer:
         """Blocks of rows through the network; ``total`` rows of the strip, if it has ended."""
         maps = []
         at_once = self.rows_per_push or max(self.unit, _ROWS_AT_ONCE // self.unit * self.unit)
-        for block in rows.split(at_once, dim=2) if rows.shape[2] else ():
+        for first in range(0, rows.shape[2], at_once):
+            block = rows[:, :, first : first + at_once] if rows.shape[2] > at_once else rows
             if total is None and self._taken >= self.module.settled and block.shape[2] == at_once:
                 found, self._state = self._steady(block)
             else:
