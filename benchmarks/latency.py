@@ -1,6 +1,6 @@
 """STPM's latency and throughput: the Scorer against OpenVINO, anomalib's TorchInferencer and eager PyTorch.
 
-    python benchmarks/latency.py MODEL.safetensors [--rounds 40]
+    python benchmarks/latency.py MODEL.safetensors [--device cuda] [--rounds 40]
 
 Needs the extra ``bench``. The same weights, the same uint8 images in memory and the same outputs (score, label, map,
 mask) for all, in turn, in one process: ``stadfast bench --against ...`` in bf16 and fp32, as one result.
@@ -28,8 +28,11 @@ from common import write_result
 from stadfast.cli.bench import bench
 
 PEERS = {
-    "bf16": ["openvino", "openvino-dynamic", "compile", "eager", "anomalib"],
-    "fp32": ["openvino", "openvino-dynamic", "compile"],
+    "cpu": {
+        "bf16": ["openvino", "openvino-dynamic", "compile", "eager", "anomalib"],
+        "fp32": ["openvino", "openvino-dynamic", "compile"],
+    },
+    "cuda": {"fp16": ["compile", "eager", "anomalib"], "bf16": ["compile"]},  # compile: max-autotune
 }
 
 
@@ -38,17 +41,23 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--against", help="peers in bf16 alone, such as aot,openvino; default: the table's")
-    parser.add_argument("--name", default="latency", help="of the result: results/NAME.json")
+    parser.add_argument("--device", choices=list(PEERS), default="cpu")
+    parser.add_argument(
+        "--against", help="peers in the first precision alone, such as aot; default: the table's"
+    )
+    parser.add_argument("--name", help="of the result: results/NAME.json; default: latency, latency_cuda")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cases = []
-    peers = PEERS if options.against is None else {"bf16": options.against.split(",")}
+    peers = PEERS[options.device]
+    if options.against is not None:
+        peers = {next(iter(peers)): options.against.split(",")}
     for precision, against in peers.items():
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "result.json"
             bench(
-                options.model, images=None, batches=[1, 8], against=against, precision=precision, device="cpu",
+                options.model, images=None, batches=[1, 8], against=against, precision=precision,
+                device=options.device,
                 threads=options.threads, rounds=options.rounds, json=str(target), plot=None,
             )  # fmt: skip
             result = json.loads(target.read_text())
@@ -56,9 +65,8 @@ def main() -> None:
             setting = {"precision": precision, "batch": case.pop("batch"), "path": result["path"]}
             memory = result["memory_mb"][str(setting["batch"])]
             cases.append({"case": setting, **case, "memory_mb": memory, "agreement": result["agreement"]})
-    print(
-        write_result(options.name, cases, {"network_size": result["network_size"], "rounds": options.rounds})
-    )
+    name = options.name or ("latency" if options.device == "cpu" else f"latency_{options.device}")
+    print(write_result(name, cases, {"network_size": result["network_size"], "rounds": options.rounds}))
 
 
 if __name__ == "__main__":
