@@ -218,11 +218,12 @@ def _anomalib(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
 
     if detector.method != "stpm":
         raise UsageError(f"--against anomalib: it has no counterpart of {detector.method}")
-    inferencer = torch_inferencer(detector.graph_.network, detector.backbone, detector.graph_.preprocess.size)
+    graph = detector.graph_
+    inferencer = torch_inferencer(graph.network, detector.backbone, graph.preprocess.size, scorer.device)
 
     @torch.no_grad()
     def run(images: Tensor) -> Any:
-        return [inferencer.predict(image) for image in images.numpy()]
+        return [inferencer.predict(image) for image in images.cpu().numpy()]
 
     return run
 

@@ -77,13 +77,16 @@ def accelerate(
     return Accelerated(run, path, chosen, fields)
 
 
-def torch_inferencer(network: Any, backbone: str, size: tuple[int, int]) -> Any:
+def torch_inferencer(
+    network: Any, backbone: str, size: tuple[int, int], device: torch.device | str = "cpu"
+) -> Any:
     """anomalib's own ``TorchInferencer`` over its ``Stfpm`` with the weights of an STPM detector, to compare with.
 
     Args:
         network: with a ``teacher`` and a ``student`` (:class:`stadfast.backbones.FeaturePyramid`).
         backbone: the name that timm knows it by.
         size: (H, W) that anomalib's pre-processor resizes to.
+        device: where it runs.
     """
     import timm
     from anomalib.deploy import TorchInferencer
@@ -106,7 +109,8 @@ def torch_inferencer(network: Any, backbone: str, size: tuple[int, int]) -> Any:
     ):
         theirs.feature_extractor.load_state_dict(ours.state_dict())
     inferencer = object.__new__(TorchInferencer)  # its __init__ wants a pickle
-    inferencer.device, inferencer.model = torch.device("cpu"), model.eval()
+    inferencer.device = torch.device(device)
+    inferencer.model = model.eval().to(inferencer.device)
     return inferencer
 
 
