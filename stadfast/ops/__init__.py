@@ -5,19 +5,15 @@ Nobody but this package touches ``torch.ops.stadfast``. Importing compiles nothi
 
 from ._library import Backend, backend, cache_folder, plain_pytorch
 from ._onednn import onednn_takes
-from .convolution import (
+from .blocks import (
     cache_holds,
-    convolve_,
     convolve_blocks,
-    convolve_pool,
     convolve_pool_blocks,
     convolve_stage,
-    convolve_takes,
-    has_amx,
-    pack_filters,
     stream_blocks_,
     stream_pool_blocks_,
 )
+from .convolution import convolve_, convolve_pool, convolve_takes, has_amx, pack_filters
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .images import normalize_images
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
