@@ -14,7 +14,7 @@ _CACHED = 2**20  # bytes of filters: half of a core's second cache; the features
 
 
 def cache_holds(filters: Sequence[Tensor], groups: int) -> bool:
-    """Whether a core keeps the filters of several convolutions, as :func:`~stadfast.ops.pack_filters` gives them, for all rows.
+    """Whether a core keeps the filters of several convolutions, as :func:`.pack_filters` gives them, for all rows.
 
     If not, :func:`convolve_blocks` and its like are slower than the convolutions one by one.
     """
@@ -28,11 +28,11 @@ def convolve_blocks(input: Tensor, filters: Tensor, bias: Tensor, groups: int) -
 
         x = relu(F.conv2d(relu(F.conv2d(x, weight, bias, 1, 1, 1, groups)), weight2, bias2, 1, 1, 1, groups) + x)
 
-    bit for bit as :func:`~stadfast.ops.convolve_` does it: every convolution's result is rounded.
+    bit for bit as :func:`.convolve_` does it: every convolution's result is rounded.
 
     Args:
         input: (B, C, H, W) bfloat16; C a multiple of 32 in each group.
-        filters: (N, ...), two for each block: the weights (C, C / groups, 3, 3), of :func:`~stadfast.ops.pack_filters`.
+        filters: (N, ...), two for each block: the weights (C, C / groups, 3, 3), of :func:`.pack_filters`.
         bias: (N, C) float32.
         groups: of channels.
 
@@ -50,11 +50,11 @@ def convolve_pool_blocks(
     input: Tensor, filters: Tensor, bias: Tensor, kernel: Sequence[int], stride: int, padding: Sequence[int],
     pooling: Sequence[int], block_filters: Tensor, block_bias: Tensor, groups: int,
 ) -> Tensor:  # fmt: skip
-    """:func:`convolve_blocks` of :func:`~stadfast.ops.convolve_pool`, bit for bit, without the features between.
+    """:func:`convolve_blocks` of :func:`.convolve_pool`, bit for bit, without the features between.
 
     Args:
         input: (B, I, H, W) bfloat16.
-        filters: the first convolution's weight, of :func:`~stadfast.ops.pack_filters`.
+        filters: the first convolution's weight, of :func:`.pack_filters`.
         bias: (O) float32.
         kernel: rows and columns of the window.
         stride: of rows and columns.
@@ -91,7 +91,7 @@ def convolve_stage(
 
     Args:
         input: (B, I, H, W) bfloat16.
-        filters: the first convolution's weight (O, I / groups, 3, 3), of :func:`~stadfast.ops.pack_filters`.
+        filters: the first convolution's weight (O, I / groups, 3, 3), of :func:`.pack_filters`.
         bias: (O) float32.
         shortcut_filters: the weight (O, I / groups, 1, 1), likewise.
         shortcut_bias: (O) float32.
@@ -141,12 +141,12 @@ def stream_pool_blocks_(
     padding: Sequence[int], pooling: Sequence[int], carried: Tensor, block_filters: Tensor, block_bias: Tensor,
     groups: int,
 ) -> Tensor:  # fmt: skip
-    """:func:`stream_blocks_` of :func:`~stadfast.ops.convolve_pool`, bit for bit, without the features between; and ``output``.
+    """:func:`stream_blocks_` of :func:`.convolve_pool`, bit for bit, without the features between; and ``output``.
 
     Args:
         output: (1, O, H', W') bfloat16, channels_last; what is in it is overwritten.
         input: (1, I, H, W) bfloat16.
-        filters: the first convolution's weight, of :func:`~stadfast.ops.pack_filters`.
+        filters: the first convolution's weight, of :func:`.pack_filters`.
         bias: (O) float32.
         kernel: rows and columns of the window.
         stride: of rows and columns.
