@@ -113,6 +113,20 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def memory(field: str = "VmRSS") -> int:
+    """Bytes of this process: those it has now, or with ``VmHWM`` at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def grown(run: Callable[[], Any]) -> int:
+    """By how many bytes the peak of this process, which starts from here, grows while ``run`` runs."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory()
+    run()
+    return memory("VmHWM") - before
+
+
 def write_result(
     name: str,
     cases: Sequence[Mapping[str, Any]],

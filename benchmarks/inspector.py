@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import print_table, write_result
+from common import memory, print_table, write_result
 from torch import Tensor
 
 import stadfast as sf
@@ -164,8 +164,7 @@ class Memory(Sink):
         self.samples: list[tuple[int, float]] = []
 
     def status(self, status: Status) -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        self.samples.append((status.lines, pages * 4096 / 2**20))
+        self.samples.append((status.lines, memory() / 2**20))
 
 
 def soak(lines: int) -> dict[str, Any]:

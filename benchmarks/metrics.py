@@ -24,12 +24,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import interleave, print_table, ratio, write_result
+from common import grown, interleave, print_table, ratio, write_result
+from common import memory as memory_now
 
 from stadfast import metrics, ops
 
@@ -170,32 +170,28 @@ def agreement(kind: str) -> dict[str, Any]:
 def memory(name: str, kind: str) -> dict[str, Any]:
     """Each contender in a process of its own."""
     count, side = SIZES[name]
-    grown = {}
+    bytes_ = {}
     for c in CONTENDERS:
         command = [sys.executable, __file__, "--measure", c, "--size", name, "--kind", kind]
-        grown[c] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        bytes_[c] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return {
         "case": {"what": "memory", "maps": name, "scores": kind},
-        "megabytes": {c: round(value / 1e6, 1) for c, value in grown.items()},
-        "bytes_per_pixel": {c: round(value / (count * side * side), 2) for c, value in grown.items()},
+        "megabytes": {c: round(value / 1e6, 1) for c, value in bytes_.items()},
+        "bytes_per_pixel": {c: round(value / (count * side * side), 2) for c, value in bytes_.items()},
     }
 
 
 def measure(name: str, size: str, kind: str) -> None:
     """Print by how many bytes the peak of this process grows, libraries being loaded and warm."""
     contender(name, *draw(6, 64))()
-    function = contender(name, *draw(*SIZES[size], kind))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = _status("VmRSS")
-    function()
-    print(_status("VmHWM") - before)
+    print(grown(contender(name, *draw(*SIZES[size], kind))))
 
 
 def long(passes: int = 32) -> dict[str, Any]:
     """The largest set again and again: exact counts, and memory that does not grow."""
     maps, masks = draw(*SIZES["60 x 1024 x 1024"])
     metric = metrics.AUPRO(LIMIT, exact=False).update(maps, masks)
-    once, before = metric.compute(), _status("VmRSS")
+    once, before = metric.compute(), memory_now()
     for _ in range(passes - 1):
         metric.update(maps, masks)
     result, state = metric.compute(), metric.state
@@ -204,16 +200,11 @@ def long(passes: int = 32) -> dict[str, Any]:
     assert abs(result.value - once.value) < 1e-12
     return {
         "case": {"what": "long", "pixels": passes * maps.size},
-        "grown_megabytes": round((_status("VmRSS") - before) / 1e6, 1),
+        "grown_megabytes": round((memory_now() - before) / 1e6, 1),
         "state_megabytes": round(sum(array.nbytes for array in state.values()) / 1e6, 2),
         "value": result.value,
         "bound": result.bound,
     }
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
 
 
 def main() -> None:

@@ -24,12 +24,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import interleave, print_table, ratio, write_result
+from common import grown, interleave, print_table, ratio, write_result
 from torch import Tensor
 
 import stadfast as sf
@@ -97,17 +96,8 @@ def peak(kind: str, code: int, size: int, layout: str, name: str) -> float:
 def print_peak(kind: str, code: int, size: int, layout: str, name: str) -> None:
     contenders(kind, code, 32, layout, "cpu")[name]()  # libraries loaded and warm
     function = contenders(kind, code, size, layout, "cpu")[name]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = status("VmRSS")
     with torch.inference_mode():
-        function()
-    print((status("VmHWM") - before) / 1e3)
-
-
-def status(field: str) -> int:
-    """Kilobytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+        print(grown(function) / 1e6)
 
 
 def main() -> None:

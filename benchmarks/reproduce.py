@@ -19,14 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import RESULTS, no_folder, print_table, write_result
+from common import RESULTS, memory, no_folder, print_table, write_result
 from published import published
 
 import stadfast as sf
@@ -179,7 +178,7 @@ def run(case: Case, options: argparse.Namespace, arguments: dict[str, Any]) -> d
             "cpu_s": round(worked, 1),
             **training_seconds(detector.history_),
         },
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mb": memory("VmHWM") // 2**20,
         **({"profile": profile(case.method, arguments, dataset)} if options.profile else {}),
     }
 

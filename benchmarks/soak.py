@@ -9,13 +9,13 @@ What it must give was computed by one thread before. The result: calls, differen
 from __future__ import annotations
 
 import argparse
-import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import memory as memory_now
 from common import print_table, write_result
 
 import stadfast as sf
@@ -75,7 +75,7 @@ class Soak:
         memory = []
         while time.monotonic() < end:
             time.sleep(seconds / SAMPLES)
-            memory.append(resident_mb())
+            memory.append(memory_now() / 1e6)
         for worker in workers:
             worker.join()
         return memory
@@ -90,11 +90,6 @@ class Soak:
                 self.images += len(self.batches[choice])
                 self.differences += not same
             index += 1
-
-
-def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 if __name__ == "__main__":
