@@ -66,6 +66,7 @@ def ahead_of_time() -> dict[str, Any]:
         sys.exit(f"STADFAST_BUILD={mode} needs {' and '.join(missing)}; see pip install --no-build-isolation")
     extensions = []
     if has_compiler and has_torch:
+        build.find_ninja()  # without it one file is compiled after the other
         extensions += build.extensions(cuda=mode != "cpu")
     if has_compiler and has_pybind11:
         extensions.append(build.linescan_extension())

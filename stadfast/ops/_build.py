@@ -179,6 +179,14 @@ def compile_linescan(folder: Path) -> Path:
     return target
 
 
+def find_ninja() -> None:
+    """Put the folder of PyPI's ninja on the path, where it is not if nobody has activated the environment."""
+    if importlib.util.find_spec("ninja") is not None:
+        import ninja
+
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
+
+
 def compile_library(device: str, folder: Path) -> Path:
     """Compile the library for ``device`` in ``folder`` and return its path; the library is loaded, too.
 
@@ -187,10 +195,7 @@ def compile_library(device: str, folder: Path) -> Path:
     """
     if cxx_compiler() is None:
         raise RuntimeError("no C++ compiler (c++ or g++) found")
-    if importlib.util.find_spec("ninja") is not None:  # the PyPI package, whose folder may not be on the path
-        import ninja
-
-        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
+    find_ninja()
     name = LIBRARIES[device]
     settings = flags()
     _cpp_extension(device).load(
