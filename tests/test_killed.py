@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,25 +57,35 @@ def run(folder: Path, output: str, patience: float | None = None) -> tuple[bool,
     return process.returncode == 0, errors
 
 
+def kill_and_resume(folder: Path, name: str, kills: int, moments: list[float]) -> tuple[int, list[str]]:
+    """Runs until so many have been killed and the last has finished: (models made, epochs resumed after)."""
+    expected = (folder / "whole.safetensors").read_bytes()
+    models, resumed = 0, []
+    for moment in moments:
+        output = f"{name}{models}.safetensors"
+        finished, errors = run(folder, output, moment if kills else None)
+        kills -= not finished
+        resumed += re.findall(r"resuming after epoch (\d+)", errors)
+        if finished:
+            assert (folder / output).read_bytes() == expected
+            assert not (folder / f"{output}.checkpoint").exists()
+            models += 1
+            if not kills:
+                return models, resumed
+    raise AssertionError(f"{kills} kills are left: the moments are too late")
+
+
 def test_ten_kills(workplace: Path) -> None:
     began = time.monotonic()
     assert run(workplace, "whole.safetensors")[0]
     duration = time.monotonic() - began
-    expected = (workplace / "whole.safetensors").read_bytes()
 
-    moments = random.Random(20)
-    kills = models = 0
-    resumed = []
-    while kills < KILLS:
-        output = f"model{models}.safetensors"
-        finished, errors = run(workplace, output, moments.uniform(0.6, 1.0) * duration)
-        kills += not finished
-        if kills == KILLS and not finished:
-            finished, errors = run(workplace, output)
-        resumed += re.findall(r"resuming after epoch (\d+)", errors)
-        if finished:
-            assert (workplace / output).read_bytes() == expected
-            assert not (workplace / f"{output}.checkpoint").exists()
-            models += 1
-    assert models >= 1
-    assert resumed, "no run was killed after its first checkpoint: the moments are too early"
+    def half(name: str) -> tuple[int, list[str]]:
+        random_moments = random.Random(name)
+        moments = [random_moments.uniform(0.6, 1.0) * duration for _ in range(10 * KILLS)]
+        return kill_and_resume(workplace, name, KILLS // 2, moments)
+
+    with ThreadPoolExecutor() as pool:
+        halves = list(pool.map(half, "ab"))
+    assert all(models for models, _ in halves)
+    assert any(resumed for _, resumed in halves), "no run was killed after its first checkpoint: too early"
