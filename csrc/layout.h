@@ -34,9 +34,14 @@ inline Tensor readable(const Tensor& t, Layout* layout) {
   return copy;
 }
 
-// The tensor itself, or a channels_last copy where the channels of a pixel are no neighbours.
-inline Tensor interleaved(const Tensor& t, Layout* layout) {
-  if (find_layout(t, layout) && layout->channel_stride == 1) return t;
+inline bool is_interleaved(const Tensor& t, Layout* layout) {
+  return find_layout(t, layout) && layout->channel_stride == 1;
+}
+
+// The tensor itself, or a channels_last copy where the channels of a pixel are no neighbours; `dense`: or where other
+// channels lie between the pixels.
+inline Tensor interleaved(const Tensor& t, Layout* layout, bool dense = false) {
+  if (is_interleaved(t, layout) && (!dense || layout->pixel_stride == layout->channels)) return t;
   Tensor copy = torch::stable::contiguous(t, torch::headeronly::MemoryFormat::ChannelsLast);
   find_layout(copy, layout);
   return copy;

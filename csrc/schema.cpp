@@ -34,6 +34,10 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
       "stream_pool_blocks_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, int[] kernel, int stride, "
       "int[] padding, int[] pooling, Tensor(b!) carried, Tensor block_filters, Tensor block_bias, int groups) -> ()");
   m.def(
+      "stream_stage_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, Tensor(b!) shortcut, "
+      "Tensor shortcut_input, Tensor shortcut_filters, Tensor shortcut_bias, int stride, Tensor(c!) carried, "
+      "Tensor block_filters, Tensor block_bias, int groups) -> ()");
+  m.def(
       "winograd_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, Tensor? residual, int[] padding, "
       "int groups, bool rectify) -> ()");
   m.def("has_amx() -> bool");

@@ -10,8 +10,6 @@ namespace {
 
 #ifdef SF_TILES
 
-constexpr int64_t kManyFilters = 1 << 20;  // bytes
-
 // A thread computes its own rows, since two that write every other group of a pixel take the lines from each other. But
 // filters that fill a core's cache are shared out, and so they are where rows are fewer than threads.
 void run(const Convolution& c, uint16_t* output) {
@@ -55,7 +53,7 @@ void convolve_(Tensor output, Tensor input, Tensor filters, Tensor bias, std::op
            "convolve_: the output's size does not follow from the input's");
   SF_CHECK(!residual || (is_features(*residual) && same_shape(*residual, output)),
            "convolve_: expected a residual of the output's shape and type");
-  if (residual) residual = interleaved(*residual, false, &c.added);
+  if (residual) residual = interleaved(*residual, &c.added);
   c.residual = residual ? static_cast<const uint16_t*>(residual->const_data_ptr()) : nullptr;
 #ifdef SF_TILES
   SF_CHECK(amx_available(), "convolve_: this processor has no tiles (AMX)");

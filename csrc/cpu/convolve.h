@@ -17,8 +17,9 @@ namespace stadfast::cpu {
 
 constexpr int64_t kTile = 16, kDepth = 32, kChannels = 32;  // pixels of a tile, values of each; channels of a block
 constexpr int64_t kFilterBlock = kDepth * kChannels, kBytes = sizeof(uint16_t);
-constexpr int64_t kMaxWindows = 32;  // rows that two tiles of pixels see
-constexpr double kGrain = 2e6;       // multiplications below which a second thread costs more than it brings
+constexpr int64_t kMaxWindows = 32;        // rows that two tiles of pixels see
+constexpr int64_t kManyFilters = 1 << 20;  // bytes that leave no room for features in a core's second cache
+constexpr double kGrain = 2e6;             // multiplications below which a second thread costs more than it brings
 
 // Sizes and memory, in elements. Channels and filters are those of one group.
 struct Convolution {
@@ -48,19 +49,6 @@ struct Convolution {
 };
 
 inline bool is_features(const Tensor& x) { return x.dim() == 4 && x.scalar_type() == ScalarType::BFloat16; }
-
-inline bool is_interleaved(const Tensor& x, Layout* layout) {
-  return find_layout(x, layout) && layout->channel_stride == 1;
-}
-
-// The features, or a copy of them in which the channels of a pixel are neighbours, and the pixels of all rows; `dense`:
-// without other channels between the pixels.
-inline Tensor interleaved(const Tensor& x, bool dense, Layout* layout) {
-  if (is_interleaved(x, layout) && (!dense || layout->pixel_stride == layout->channels)) return x;
-  Tensor copy = torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
-  find_layout(copy, layout);
-  return copy;
-}
 
 // What is convolved, but for memory of features.
 inline Convolution prepare(const Layout& in, const Tensor& filters, const Tensor& bias,
@@ -99,7 +87,7 @@ inline Convolution prepare(Tensor& input, const Tensor& filters, const Tensor& b
                            int64_t stride, const std::vector<int64_t>& padding, int64_t groups, bool rectify) {
   SF_CHECK(is_features(input), "expected an input (B, C, H, W), bfloat16");
   Layout in;
-  input = interleaved(input, groups == 1 && input.size(1) % kDepth != 0, &in);
+  input = interleaved(input, &in, groups == 1 && input.size(1) % kDepth != 0);
   Convolution c = prepare(in, filters, bias, kernel, stride, padding, groups, rectify);
   c.input = static_cast<const uint16_t*>(input.const_data_ptr());
   return c;
@@ -256,6 +244,12 @@ SF_TILED inline void convolve_row(const Convolution& c, const Work& work) {
       }
     }
   }
+}
+
+// All filters of a group, from one thread's copy of the rows.
+inline void convolve_group(const Convolution& c, Rows& rows, int64_t image, int64_t group, int64_t row,
+                           uint16_t* output) {
+  convolve_row(c, {row, group * c.filters, (group + 1) * c.filters, rows.read(image, group, row), nullptr, output});
 }
 
 #endif

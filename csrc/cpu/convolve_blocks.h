@@ -31,6 +31,14 @@ inline std::vector<Convolution> prepare_blocks(const Layout& in, const Tensor& f
   return chain;
 }
 
+// A convolution into rows of their own, pixels side by side; `above`: rows of zeros on both sides.
+inline Convolution prepare_rows(Tensor& input, const Tensor& filters, const Tensor& bias, int64_t side, int64_t stride,
+                                int64_t above, int64_t groups, bool rectify) {
+  Convolution c = prepare(input, filters, bias, {side, side}, stride, {above, side / 2}, groups, rectify);
+  c.row_by_row = true, c.out.pixel_stride = c.filters;
+  return c;
+}
+
 inline Tensor empty_features(const Tensor& like, const Layout& shape) {
   return torch::stable::empty({shape.batch, shape.channels, shape.height, shape.width}, ScalarType::BFloat16,
                               std::nullopt, like.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
@@ -43,21 +51,21 @@ constexpr int64_t kRows = 3;  // of a window
 // What one thread knows of the features before every convolution: the last rows of a group of an image, padded, in a
 // ring. A row is computed when the next convolution needs it, and it needs one more than the row that it computes: the
 // ring before holds that row itself, the residual of a block, until then. `ahead`: how many rows behind its own number
-// a convolution's window ends: 1, or 0 where rows are numbered by when they are known. `Source`: read(image, group,
-// row, output) gives the rows of the features before all of them; where these are the middle of a block,
-// shortcut(image, group, row) those of its residual.
+// a convolution's window ends: 1, or 0 where rows are numbered by when they are known. `rows`: of a ring. `Source`:
+// read(image, group, row, output) gives the rows of the features before all of them; where these are the middle of a
+// block, shortcut(image, group, row) those of its residual.
 template <class Source>
 class Rings {
  public:
-  Rings(const std::vector<Convolution>& chain, Source& source, int64_t ahead = 1)
-      : chain_(chain), source_(source), ahead_(ahead), next_(chain.size()) {
+  Rings(const std::vector<Convolution>& chain, Source& source, int64_t ahead = 1, int64_t rows = kRows)
+      : chain_(chain), source_(source), ahead_(ahead), rows_(rows), next_(chain.size()) {
     const int64_t channels = chain[0].channels, used = (chain[0].in.width + 1) * channels;
     length_ = (chain[0].tiles_of_row() * kTile + kRows - 1) * channels;
     static thread_local std::vector<uint16_t> memory;
-    const size_t wanted = chain.size() * kRows * length_ + kDepth;
+    const size_t wanted = chain.size() * rows * length_ + kDepth;
     if (memory.size() < wanted) memory.resize(wanted);
     first_ = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-    for (size_t i = 0; i < chain.size() * kRows; ++i) {  // what surrounds a row stays zero
+    for (size_t i = 0; i < chain.size() * rows; ++i) {  // what surrounds a row stays zero
       std::memset(first_ + i * length_, 0, channels * kBytes);
       std::memset(first_ + i * length_ + used, 0, (length_ - used) * kBytes);
     }
@@ -78,11 +86,16 @@ class Rings {
   // Row r >= -2 of what convolution i reads, its pixels side by side.
   uint16_t* row_of(size_t i, int64_t row) const { return slot(i, row) + chain_[i].channels; }
 
+  // All rows before `end` of what the convolutions read, one convolution after the other.
+  void compute_ahead(int64_t end) {
+    for (size_t i = 0; i < chain_.size(); ++i) fill(i, end);
+  }
+
   // A row of the blocks' result.
   void compute(int64_t row, uint16_t* output) { convolve(chain_.size() - 1, row, output); }
 
  private:
-  uint16_t* slot(size_t i, int64_t row) const { return first_ + (kRows * i + (row + kRows) % kRows) * length_; }
+  uint16_t* slot(size_t i, int64_t row) const { return first_ + (rows_ * i + (row + rows_) % rows_) * length_; }
 
   // All rows before `end` of what convolution i reads.
   void fill(size_t i, int64_t end) {
@@ -115,11 +128,18 @@ class Rings {
 
   const std::vector<Convolution>& chain_;
   Source& source_;
-  const int64_t ahead_;
+  const int64_t ahead_, rows_;
   std::vector<int64_t> next_;  // rows before it have been computed
   int64_t image_ = 0, group_ = 0, length_;
   uint16_t* first_;
 };
+
+// `count` pixels of so many channels, a multiple of 32.
+SF_TILED inline void copy_pixels(int64_t count, int64_t channels, const uint16_t* from, int64_t from_stride,
+                                 uint16_t* to, int64_t to_stride) {
+  for (int64_t x = 0; x < count; ++x, from += from_stride, to += to_stride)
+    for (int64_t i = 0; i < channels; i += kDepth) _mm512_storeu_si512(to + i, _mm512_loadu_si512(from + i));
+}
 
 // The rows of features in memory, as a source.
 struct CopiedRows {
@@ -127,9 +147,7 @@ struct CopiedRows {
   const Convolution& c;
 
   void read(int64_t image, int64_t group, int64_t row, uint16_t* output) const {
-    const uint16_t* from = c.input_row(image, row, group);
-    for (int64_t x = 0; x < c.in.width; ++x, output += c.channels, from += c.in.pixel_stride)
-      std::memcpy(output, from, c.channels * kBytes);
+    copy_pixels(c.in.width, c.channels, c.input_row(image, row, group), c.in.pixel_stride, output, c.channels);
   }
 };
 

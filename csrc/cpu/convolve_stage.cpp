@@ -22,19 +22,15 @@ class StridedRows {
   }
 
   void read(int64_t image, int64_t group, int64_t row, uint16_t* output) {
-    compute(first_, copied_, image, group, row, output);
+    convolve_group(first_, copied_, image, group, row, output);
   }
 
   const uint16_t* shortcut(int64_t image, int64_t group, int64_t row) {
-    compute(shortcut_, shortcut_copied_, image, group, row, memory_);
+    convolve_group(shortcut_, shortcut_copied_, image, group, row, memory_);
     return memory_;
   }
 
  private:
-  static void compute(const Convolution& c, Rows& rows, int64_t image, int64_t group, int64_t row, uint16_t* output) {
-    convolve_row(c, {row, group * c.filters, (group + 1) * c.filters, rows.read(image, group, row), nullptr, output});
-  }
-
   const Convolution &first_, &shortcut_;
   Rows copied_, shortcut_copied_;
   uint16_t* memory_;
@@ -42,21 +38,12 @@ class StridedRows {
 
 #endif
 
-// A convolution into rows of their own, pixels side by side.
-Convolution prepare_rows(Tensor& input, const Tensor& filters, const Tensor& bias, int64_t side, int64_t stride,
-                         int64_t groups, bool rectify) {
-  const int64_t padding = side / 2;
-  Convolution c = prepare(input, filters, bias, {side, side}, stride, {padding, padding}, groups, rectify);
-  c.row_by_row = true, c.out.pixel_stride = c.filters;
-  return c;
-}
-
 // input: (B, I, H, W) -> (B, O, H', W'); both bfloat16; filters, bias: 3 x 3; shortcut_filters, shortcut_bias: 1 x 1;
 // block_filters: (N, ...), of pack_filters, one for the first block and two for each other; block_bias: (N, O), float32
 Tensor convolve_stage(Tensor input, Tensor filters, Tensor bias, Tensor shortcut_filters, Tensor shortcut_bias,
                       Tensor block_filters, Tensor block_bias, int64_t stride, int64_t groups) {
-  const Convolution first = prepare_rows(input, filters, bias, 3, stride, groups, true);
-  const Convolution shortcut = prepare_rows(input, shortcut_filters, shortcut_bias, 1, stride, groups, false);
+  const Convolution first = prepare_rows(input, filters, bias, 3, stride, 1, groups, true);
+  const Convolution shortcut = prepare_rows(input, shortcut_filters, shortcut_bias, 1, stride, 0, groups, false);
   SF_CHECK(first.filters == shortcut.filters, "convolve_stage: expected a shortcut with as many channels");
   const std::vector<Convolution> chain = prepare_blocks(first.out, block_filters, block_bias, groups, true);
   Tensor output = empty_features(input, chain.back().out);

@@ -6,6 +6,9 @@
 #define SF_TILES 1
 
 #include <cpuid.h>
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 suspects the header below
+#endif
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -71,9 +71,11 @@ class Windows:
         ]
         within = {v: x[i : i + 1] for b, x in self.blocks for i, v in enumerate(b.values)}
         beside.update(within)
-        following = self._written_in_place(set(within)) if single else {}
+        # Stages read these when others would already have got their memory.
+        borrowed = {v for b, _ in self.blocks for v in b.borrowed(network)}
+        following = self._written_in_place({*within, *borrowed}) if single else {}
         if single:
-            beside.update(self._lend(kept, {*following, *following.values(), *within}))
+            beside.update(self._lend(kept, {*following, *following.values(), *within, *borrowed}))
         for value, x in kept.items():
             if value not in self.windows and value not in within:
                 self._allocate(value, following, x)

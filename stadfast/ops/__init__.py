@@ -12,6 +12,7 @@ from .blocks import (
     convolve_stage,
     stream_blocks_,
     stream_pool_blocks_,
+    stream_stage_,
 )
 from .convolution import convolve_, convolve_pool, convolve_takes, has_amx, pack_filters
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
@@ -56,5 +57,6 @@ __all__ = [
     "region_pixels",
     "stream_blocks_",
     "stream_pool_blocks_",
+    "stream_stage_",
     "upsample_combine",
 ]

@@ -58,6 +58,7 @@ def _(output: Tensor, *arguments: Any) -> None:
 
 @torch.library.register_fake("stadfast::stream_blocks_")
 @torch.library.register_fake("stadfast::stream_pool_blocks_")
+@torch.library.register_fake("stadfast::stream_stage_")
 @torch.library.register_fake("stadfast::winograd_")
 def _(output: Tensor, *arguments: Any) -> None:
     return None

@@ -164,3 +164,37 @@ def stream_pool_blocks_(
     stem = (input, filters, bias, kernel, stride, padding, pooling)
     run(output, *stem, carried, block_filters, block_bias, groups)
     return output
+
+
+def stream_stage_(
+    output: Tensor, input: Tensor, filters: Tensor, bias: Tensor, shortcut: Tensor, shortcut_input: Tensor,
+    shortcut_filters: Tensor, shortcut_bias: Tensor, stride: int, carried: Tensor, block_filters: Tensor,
+    block_bias: Tensor, groups: int,
+) -> Tensor:  # fmt: skip
+    """:func:`convolve_stage` of the next rows of an endless image, as :func:`stream_blocks_`; and ``output``.
+
+    What lies above the new rows of both inputs and of ``shortcut`` is in these themselves.
+
+    Args:
+        output: (1, O, H', W') bfloat16, channels_last; what is in it is overwritten.
+        input: (1, I, (H' - 1) * stride + 3, W) bfloat16, the rows under the first convolution's windows.
+        filters: the first convolution's weight (O, I / groups, 3, 3), of :func:`.pack_filters`.
+        bias: (O) float32.
+        shortcut: (1, O, n + H', W') bfloat16, channels_last: the first H' rows are added to the second convolution's
+            result, the last H' are computed before; n >= 0.
+        shortcut_input: (1, I, (H' - 1) * stride + 1, W) bfloat16, the rows that they are computed from.
+        shortcut_filters: the weight (O, I / groups, 1, 1), likewise.
+        shortcut_bias: (O) float32.
+        stride: of rows and columns; beside both ends of ``input``'s rows is a zero.
+        carried: (N, O, 2, W') bfloat16, channels_last, as of :func:`stream_blocks_`.
+        block_filters: (N, ...), the weights (O, O / groups, 3, 3), likewise: one, and two for each further block.
+        block_bias: (N, O) float32.
+        groups: of channels; multiples of 32 in each.
+
+    Raises:
+        RuntimeError: an argument does not fit.
+    """
+    run = torch.ops.stadfast.stream_stage_ if has_amx() else reference.stream_stage_
+    beside = (shortcut, shortcut_input, shortcut_filters, shortcut_bias)
+    run(output, input, filters, bias, *beside, stride, carried, block_filters, block_bias, groups)
+    return output

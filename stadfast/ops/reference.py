@@ -158,15 +158,20 @@ def stream_blocks_(
 ) -> None:
     x = input
     for i in range(0, len(filters), 2):
-        window = torch.cat([carried[i : i + 1], x], 2)
-        inner, outer = (x.new_empty(x.shape) for _ in range(2))
-        convolve_(inner, window, filters[i], bias[i], None, [3, 3], 1, [0, 1], groups, True)
-        inner = torch.cat([carried[i + 1 : i + 2], inner], 2)
-        residual = window[:, :, : x.shape[2]]
-        convolve_(outer, inner, filters[i + 1], bias[i + 1], residual, [3, 3], 1, [0, 1], groups, True)
-        carried[i], carried[i + 1] = window[0, :, -2:], inner[0, :, -2:]
-        x = outer
+        residual = torch.cat([carried[i : i + 1], x], 2)[:, :, : x.shape[2]]
+        inner = _next_rows(x, None, carried[i], filters[i], bias[i], groups)
+        x = _next_rows(inner, residual, carried[i + 1], filters[i + 1], bias[i + 1], groups)
     output.copy_(x)
+
+
+def _next_rows(
+    x: Tensor, residual: Tensor | None, carried: Tensor, filters: Tensor, bias: Tensor, groups: int
+) -> Tensor:
+    """A convolution of the rows carried (C, 2, W) and the new ones (1, C, H, W), of which the last are carried on."""
+    window, output = torch.cat([carried[None], x], 2), x.new_empty(x.shape)
+    convolve_(output, window, filters, bias, residual, [3, 3], 1, [0, 1], groups, True)
+    carried.copy_(window[0, :, -2:])
+    return output
 
 
 def stream_pool_blocks_(
@@ -176,6 +181,19 @@ def stream_pool_blocks_(
 ) -> None:  # fmt: skip
     pooled = convolve_pool(input, filters, bias, kernel, stride, padding, pooling)
     stream_blocks_(output, pooled, carried, block_filters, block_bias, groups)
+
+
+def stream_stage_(
+    output: Tensor, input: Tensor, filters: Tensor, bias: Tensor, shortcut: Tensor, shortcut_input: Tensor,
+    shortcut_filters: Tensor, shortcut_bias: Tensor, stride: int, carried: Tensor, block_filters: Tensor,
+    block_bias: Tensor, groups: int,
+) -> None:  # fmt: skip
+    rows, inner = output.shape[2], input.new_empty(output.shape)
+    convolve_(inner, input, filters, bias, None, [3, 3], stride, [0, 1], groups, True)
+    beside = (shortcut[:, :, -rows:], shortcut_input, shortcut_filters, shortcut_bias)
+    convolve_(*beside, None, [1, 1], stride, [0, 0], groups, False)
+    x = _next_rows(inner, shortcut[:, :, :rows], carried[0], block_filters[0], block_bias[0], groups)
+    stream_blocks_(output, x, carried[1:], block_filters[1:], block_bias[1:], groups)
 
 
 def has_amx() -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from strips import detector
@@ -12,46 +15,55 @@ from stadfast.linescan import RowStreamer, steady
 
 pytestmark = pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX")
 
-WIDTH = 144
+WIDTH = 288  # more than 16 columns in layer 3
+STAGES = {("stream_pool_blocks_", 4), ("stream_stage_", 3)}  # layer 1 behind the stem, layers 2 and 3
+# The cache holds the filters of three convolutions of layer 2, or of two; this network has no layer 3.
+DEEP_STAGES = {("stream_pool_blocks_", 6), ("stream_stage_", 3), ("stream_blocks_", 2)}
 
 
 def streamed(
-    strip: Tensor, pushes: list[int], monkeypatch: pytest.MonkeyPatch, *, threads: int
-) -> tuple[Tensor, set]:
-    """(the whole map, how many convolutions ran in one operator)."""
-    taken: set[int] = set()
+    backbone: str, strip: Tensor, pushes: list[int], monkeypatch: pytest.MonkeyPatch, *, threads: int
+) -> tuple[Tensor, set[tuple[str, int]]]:
+    """(the whole map, the operators that took several convolutions, with how many carried rows)."""
+    taken: set[tuple[str, int]] = set()
 
-    def noted(output: Tensor, x: Tensor, carried: Tensor, *rest: object) -> Tensor:
-        taken.add(len(carried))
-        return kernel(output, x, carried, *rest)
+    def noted(name: str, place: int) -> Callable[..., Tensor]:
+        kernel = getattr(ops, name)
 
-    def noted_behind_the_stem(*arguments: object) -> Tensor:
-        taken.add(len(arguments[8]))  # type: ignore[arg-type]
-        return stem_kernel(*arguments)
+        def run(*arguments: Any) -> Tensor:
+            taken.add((name, len(arguments[place])))
+            return kernel(*arguments)
 
-    kernel, stem_kernel = ops.stream_blocks_, ops.stream_pool_blocks_
+        return run
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "stream_blocks_", noted)
-            patch.setattr(ops, "stream_pool_blocks_", noted_behind_the_stem)
-            streamer = RowStreamer(detector("resnet18"), WIDTH, 32, precision="bf16")
+            for name, place in (("stream_blocks_", 2), ("stream_pool_blocks_", 8), ("stream_stage_", 9)):
+                patch.setattr(ops, name, noted(name, place))
+            streamer = RowStreamer(detector(backbone), WIDTH, 32, precision="bf16")
             maps = [streamer.push(rows) for rows in strip.split(pushes, dim=2)]
             return torch.cat([*maps, streamer.finish()], dim=2), taken
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("pushes", [[32] * 20, [7, 200, 33, 400]], ids=["even", "uneven"])
-def test_the_same_bits(pushes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "pushes", "operators"),
+    [
+        pytest.param("resnet18", [32] * 20, STAGES, id="even"),
+        pytest.param("resnet18", [7, 200, 33, 400], STAGES, id="uneven"),
+        pytest.param("resnet34", [32] * 30, DEEP_STAGES, id="resnet34"),
+    ],
+)
+def test_the_same_bits(
+    backbone: str, pushes: list[int], operators: set, monkeypatch: pytest.MonkeyPatch
+) -> None:
     strip = torch.rand(1, 3, sum(pushes), WIDTH, generator=torch.Generator().manual_seed(0))
-    found, taken = streamed(strip, pushes, monkeypatch, threads=2)
-    assert taken == {
-        4,
-        2,
-    }  # all of layer 1, the second block of layer 2; the filters of layer 3 fill the cache
-    wanted, taken = streamed(strip, pushes, monkeypatch, threads=3)
+    found, taken = streamed(backbone, strip, pushes, monkeypatch, threads=2)
+    assert taken == operators
+    wanted, taken = streamed(backbone, strip, pushes, monkeypatch, threads=3)
     assert not taken  # a thread takes a network, and the third would have nothing to do
     assert torch.equal(found, wanted)
 

@@ -70,6 +70,64 @@ def test_behind_a_pooling(geometry: tuple, compiled: bool) -> None:
     assert torch.equal(carried, wanted_carried)
 
 
+# (groups, channels in and out of a group, rows and columns of the output, convolutions after the first, stride, rows of
+# the shortcut above the new ones)
+STAGES = [
+    (2, 32, 64, 8, 33, 3, 2, 2),
+    (1, 64, 32, 1, 5, 1, 2, 1),
+    (3, 32, 32, 4, 70, 1, 1, 5),
+    (2, 32, 192, 4, 16, 5, 2, 0),  # more filters than the cache holds
+]
+
+
+def stage_case(geometry: tuple[int, ...]) -> dict:
+    """The arguments of stream_stage_, by name."""
+    groups, channels, filters, rows, columns, later, stride, above = geometry
+
+    def features(rows: int, columns: int, channels: int, batch: int = 1) -> Tensor:
+        return channels_last(random(batch, groups * channels, rows, columns).bfloat16())
+
+    def packed(channels: int, side: int) -> Tensor:
+        weight = random(groups * filters, channels, side, side) / (side * channels**0.5)
+        return ops.pack_filters(weight.bfloat16())
+
+    return {
+        "output": torch.empty_like(features(rows, columns, filters)),
+        "input": features((rows - 1) * stride + 3, columns * stride, channels),
+        "filters": packed(channels, 3), "bias": random(groups * filters),
+        "shortcut": features(above + rows, columns, 2 * filters)[:, : groups * filters],
+        "shortcut_input": features((rows - 1) * stride + 1, columns * stride, channels),
+        "shortcut_filters": packed(channels, 1), "shortcut_bias": -random(groups * filters),
+        "stride": stride, "carried": features(2, columns, filters, later),
+        "block_filters": torch.stack([packed(filters, 3).roll(i) for i in range(later)]),
+        "block_bias": random(later, groups * filters), "groups": groups,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_amx), False])
+@pytest.mark.parametrize("geometry", STAGES, ids=str)
+def test_behind_a_stride(geometry: tuple, compiled: bool) -> None:
+    given = stage_case(geometry)
+    rows, stride, groups, filters = (given[n] for n in ("output", "stride", "groups", "block_filters"))
+    shortcut, carried, bias = (given[name].clone() for name in ("shortcut", "carried", "block_bias"))
+    with contextlib.nullcontext() if compiled else plain_pytorch():
+        inner, y, wanted = (torch.empty_like(rows) for _ in range(3))
+        first = (given["input"], given["filters"], given["bias"], None)
+        ops.convolve_(inner, *first, [3, 3], stride, [0, 1], groups, True)
+        beside = (given["shortcut_input"], given["shortcut_filters"], given["shortcut_bias"], None)
+        ops.convolve_(shortcut[:, :, geometry[-1] :], *beside, [1, 1], stride, [0, 0], groups, False)
+        window = channels_last(torch.cat([carried[:1], inner], 2))
+        added = shortcut[:, :, : rows.shape[2]]
+        ops.convolve_(y, window, filters[0], bias[0], added, [3, 3], 1, [0, 1], groups, True)
+        carried[0] = window[0, :, -2:]
+        if len(filters) > 1:
+            ops.stream_blocks_(wanted, y, carried[1:], filters[1:], bias[1:], groups)
+        assert ops.stream_stage_(**given) is rows
+    assert torch.equal(rows, wanted if len(filters) > 1 else y)
+    assert torch.equal(given["carried"], carried)
+    assert torch.equal(given["shortcut"], shortcut)
+
+
 @needs_amx
 def test_threads_change_nothing() -> None:
     groups, channels, width, count, steps = STRIPS[0]
@@ -106,6 +164,8 @@ def test_operator_contract() -> None:
     output = ops.convolve_pool(*stem)
     carried = channels_last(torch.zeros(len(rest[0]), output.shape[1], 2, output.shape[3]).bfloat16())
     torch.library.opcheck(torch.ops.stadfast.stream_pool_blocks_.default, (output, *stem, carried, *rest))
+    stage = stage_case(STAGES[0])
+    torch.library.opcheck(torch.ops.stadfast.stream_stage_.default, tuple(stage.values()))
 
 
 @needs_amx
@@ -126,3 +186,25 @@ def test_operator_contract() -> None:
 def test_mistakes(name: str, value: object, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         ops.stream_blocks_(**{**small(), name: value})
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("input", torch.zeros(1, 32, 3, 10), "bfloat16"),
+        ("input", channels_last(torch.zeros(1, 32, 11, 10).bfloat16()), "as many"),
+        ("bias", torch.zeros(9).bfloat16(), "multiples of 32"),
+        ("stride", 0, "stride"),
+        ("shortcut", channels_last(torch.zeros(1, 32, 3, 5).bfloat16()), "shortcut"),
+        ("shortcut", torch.zeros(1, 32, 4, 5).bfloat16(), "shortcut"),
+        ("shortcut", channels_last(torch.zeros(1, 32, 4, 5)), "shortcut"),
+        ("shortcut_input", channels_last(torch.zeros(1, 32, 9, 10).bfloat16()), "as many"),
+        ("shortcut_filters", torch.zeros(64).bfloat16(), "pack_filters"),
+        ("carried", torch.zeros(1, 32, 3, 5).bfloat16(), "carried"),
+        ("groups", 2, "multiples of 32"),
+    ],
+)
+def test_mistakes_behind_a_stride(name: str, value: object, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ops.stream_stage_(**{**stage_case((1, 32, 32, 4, 5, 1, 2, 1)), name: value})
