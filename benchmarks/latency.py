@@ -66,7 +66,8 @@ def main() -> None:
             memory = result["memory_mb"][str(setting["batch"])]
             cases.append({"case": setting, **case, "memory_mb": memory, "agreement": result["agreement"]})
     name = options.name or ("latency" if options.device == "cpu" else f"latency_{options.device}")
-    print(write_result(name, cases, {"network_size": result["network_size"], "rounds": options.rounds}))
+    parameters = {"network_size": result["network_size"], "rounds": options.rounds}
+    print(write_result(name, cases, parameters, device=options.device))
 
 
 if __name__ == "__main__":

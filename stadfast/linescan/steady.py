@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..runtime.cuda import capture
 from .blocks import Blocks
 from .layers import Step
 from .network import State, StripNetwork
@@ -17,6 +18,7 @@ class SteadySteps:
     """Steps of a fixed number of rows, once the strip's beginning is out of sight.
 
     Args:
+        prepare: camera rows as the network wants them.
         network: with its width set.
         rows: of the network's input in a step.
         state: that comes before the first step.
@@ -25,8 +27,10 @@ class SteadySteps:
         state: after the last step: views of the memory, which the next step overwrites.
     """
 
-    def __init__(self, network: StripNetwork, rows: int, state: State) -> None:
-        self.network, self.step = network, Step(rows)
+    def __init__(
+        self, prepare: Callable[[Tensor], Tensor], network: StripNetwork, rows: int, state: State
+    ) -> None:
+        self._prepare, self.network, self.step = prepare, network, Step(rows)
         with torch.inference_mode(False), torch.no_grad():
             self._memory = Windows(network, rows, state)
             self._inputs = [
@@ -35,19 +39,17 @@ class SteadySteps:
             ]
             self._bound = [self._bind(i) for i in range(len(network.chain))]
             self._blocks = {b.last: (b, self._bind_blocks(b, x)) for b, x in self._memory.blocks}
-            self._within = {i for b, _ in self._memory.blocks for i in range(b.begin, b.last)}
+            self._within = {i for b, _ in self._memory.blocks for i in b.within}
         self._targets = [copy.target for copy in self._memory.shifts]
         self._moved = [copy.source for copy in self._memory.shifts]
         self.state = self._memory.state
 
     def __call__(self, rows: Tensor, state: State) -> tuple[Tensor, State]:
-        """(B, 3, rows, W) and what the step before carried on -> (map rows, what to carry on)."""
-        if state is not self.state:
-            for mine, given in zip(self.state, state, strict=True):
-                mine.copy_(given)
+        """Camera rows and what the step before carried on -> (map rows, what to carry on)."""
+        self.take(state)
         memory = self._memory
         loose: dict[int, Tensor] = {}
-        self._put(0, rows, loose)
+        self._put(0, self._prepare(rows), loose)
         for i, (_, link) in enumerate(self.network.chain):
             if i in memory.before:
                 memory.before[i].run()
@@ -61,10 +63,23 @@ class SteadySteps:
                         self._drop(value, loose)
             if i in memory.after:
                 memory.after[i].run()
-        if self._targets:
-            torch._foreach_copy_(self._targets, self._moved)  # one after the other
+        self._shift()
         output = self.network.output
         return loose[output] if output in loose else memory.new[output].clone(), self.state
+
+    def take(self, state: State) -> None:
+        """Go on from a state, which may come from elsewhere."""
+        if state is not self.state:
+            for mine, given in zip(self.state, state, strict=True):
+                mine.copy_(given)
+
+    def _shift(self) -> None:
+        """To the start of each window what the next step needs of its end, one copy after the other."""
+        if self._targets and self._targets[0].device.type == "cpu":
+            torch._foreach_copy_(self._targets, self._moved)
+        else:  # a GPU would do them all at once, and one may read what another writes
+            for target, moved in zip(self._targets, self._moved, strict=True):
+                target.copy_(moved)
 
     def _put(self, value: int, x: Tensor, loose: dict[int, Tensor]) -> None:
         new = self._memory.new.get(value)
@@ -105,14 +120,18 @@ class SteadySteps:
             self._windows(i, {}), self.step, last=self._memory.overwrites[i], into=self._into(i)
         )
 
-    def _bind_blocks(self, blocks: Blocks, carried: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+    def _bind_blocks(
+        self, blocks: Blocks, carried: Tensor
+    ) -> Callable[[Tensor | None, Tensor | None], Tensor]:
         rate = self.network.rows[self.network.chain[blocks.last][1].outputs[0]].rate
-        return blocks.bound(self.network, carried, int(self.step.rows * rate))
+        before = (place for place in (blocks.start, blocks.shortcut, blocks.first) if place is not None)
+        windows = [x for place in before for x in self._windows(place, {})]
+        return blocks.bound(self.network, carried, int(self.step.rows * rate), windows)
 
     def _run(self, i: int, loose: dict[int, Tensor]) -> list[Tensor]:
         if i in self._blocks:
             blocks, run = self._blocks[i]
-            x = self._windows(blocks.begin, loose)[0] if blocks.stem else loose.pop(blocks.values[0])
+            x = loose.pop(blocks.values[0]) if blocks.start is None else None
             return [run(x, self._into(i))]
         layer = self.network.chain[i][0]
         windows = self._windows(i, loose)
@@ -121,3 +140,28 @@ class SteadySteps:
     def _into(self, i: int) -> Tensor | None:
         """Where layer i may write its result."""
         return self._memory.new.get(self.network.chain[i][1].outputs[0])
+
+
+class CapturedSteps:
+    """Steps as one CUDA graph, which a GPU is told to run in a single launch.
+
+    Args:
+        steps: the state that they are in is lost.
+        rows: like all that will come, in shape and type.
+
+    Attributes:
+        state: as of :class:`SteadySteps`.
+    """
+
+    def __init__(self, steps: SteadySteps, rows: Tensor) -> None:
+        self._steps, self._rows, self.state = steps, rows.clone(), steps.state
+        with torch.cuda.device(rows.device):
+            self._graph, self._maps = capture(lambda: steps(self._rows, steps.state)[0])
+
+    def __call__(self, rows: Tensor, state: State) -> tuple[Tensor, State]:
+        """As of :class:`SteadySteps`; the next call overwrites the map rows."""
+        self._steps.take(state)
+        self._rows.copy_(rows)
+        with torch.cuda.device(rows.device):
+            self._graph.replay()
+        return self._maps, self.state

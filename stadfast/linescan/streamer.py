@@ -20,7 +20,7 @@ from .native import (
     extend_rows,
 )  # fmt: skip
 from .network import State, StripNetwork
-from .steady import SteadySteps
+from .steady import CapturedSteps, SteadySteps
 
 _ROWS_AT_ONCE = 64  # few enough that a block's features stay in the cache
 
@@ -93,8 +93,8 @@ class RowStreamer:
         self._network.set_width(columns // self._downscale)
         prepare = Preparation(self._preprocess, width, columns, self._downscale, flat_field, self._dtype)
         self.module = StripStep(prepare, self._network, width, self.rows_per_push).to(self._device).eval()
-        self._steps: SteadySteps | None = None
-        self._cameras = 0
+        self._steps: SteadySteps | CapturedSteps | None = None
+        self._alike: tuple[torch.Size, torch.dtype] | None = None  # what these take
         self.reset()
 
     # ---------------------------------------------------------------- a strip
@@ -197,11 +197,13 @@ class RowStreamer:
 
     def _steady(self, block: Tensor) -> tuple[Tensor, State]:
         assert self._state is not None
-        if self._steps is None or self._cameras != block.shape[0]:
+        if self._steps is None or self._alike != (block.shape, block.dtype):
             rows = block.shape[2] // self.module.prepare.downscale
-            self._steps, self._cameras = SteadySteps(self.module.network, rows, self._state), block.shape[0]
+            steps = SteadySteps(self.module.prepare.normalised, self.module.network, rows, self._state)
+            self._steps = CapturedSteps(steps, block) if block.is_cuda else steps
+            self._alike = block.shape, block.dtype
         with torch.inference_mode():  # less to do for each of the many small operators
-            maps, state = self._steps(self.module.prepare.normalised(block), self._state)
+            maps, state = self._steps(block, self._state)
         return maps[:, :, :, : self.width].clone(), state
 
     @torch.no_grad()

@@ -1,11 +1,33 @@
-"""The scorer's path on a GPU: one CUDA graph per shape, its copies overlapped."""
+"""CUDA graphs: what a GPU runs again and again, launched at once; the scorer's path has one per shape."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx
+
+T = TypeVar("T")
+_WARM_UP = 3  # calls: capture wants libraries initialised and algorithms chosen
+
+
+def capture(run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A CUDA graph of what ``run`` does on the current device, and its results, which every replay overwrites.
+
+    ``run`` is called some times before. Whatever it reads and writes must lie where it is whenever the graph runs.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+    return graph, results
 
 
 class CudaGraphs:
@@ -16,7 +38,6 @@ class CudaGraphs:
     """
 
     _KEPT = 8
-    _WARM_UP = 3  # capture wants libraries initialised and algorithms chosen
 
     def __init__(self, graph: fx.GraphModule, batch_size: int) -> None:
         for name, buffer in graph.named_buffers():
@@ -40,13 +61,5 @@ class CudaGraphs:
 
     def _capture(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, ...]]:
         inputs = images.clone(memory_format=torch.channels_last)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(self._WARM_UP):
-                self.graph(inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self.graph(inputs)
+        graph, outputs = capture(lambda: self.graph(inputs))
         return graph, inputs, outputs
