@@ -12,6 +12,7 @@ from .native import check_rows, check_strip, graph_of, whole_maps
 from .streamer import RowStreamer
 
 _ROWS_AT_ONCE = 1024  # converted from the caller's tensor, so that the image is never copied whole
+_SMALL = 2**19  # pixels, below which the whole image at once is faster (benchmarks/linescan.py)
 
 
 class NativeMaps:
@@ -30,17 +31,17 @@ class NativeMaps:
         precision: str = "fp32",
         downscale: int = 1,
     ) -> None:
-        self._graph = graph_of(detector)
+        self._graph, self._detector, self._depth_first = graph_of(detector), detector, depth_first
         check_strip(1, downscale, precision, None)
-        if depth_first is None:
-            depth_first = getattr(self._graph.network, "global_term", None) is None
+        if depth_first is None and getattr(self._graph.network, "global_term", None) is not None:
+            self._depth_first = False
         self._device = torch.device(device) if device else self._graph.preprocess.mean.device
         self._downscale, self._precision = downscale, precision
-        self._streamer = (
-            RowStreamer(detector, 1, None, self._device, precision, downscale=downscale)
-            if depth_first
-            else None
-        )
+        self._streamer = self._make_streamer() if depth_first else None
+
+    def _make_streamer(self) -> RowStreamer:
+        arguments = (self._detector, 1, None, self._device, self._precision)
+        return RowStreamer(*arguments, downscale=self._downscale)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) or (3, H, W), uint8 or float in [0, 1] -> (B, 1, H, W) float32 on the CPU.
@@ -54,9 +55,11 @@ class NativeMaps:
         check_rows(images, width, None)
         if 0 in images.shape:
             raise UsageError(f"images: expected no empty dimension, got {tuple(images.shape)}")
-        if self._streamer is None:
+        small = images.shape[0] * images.shape[2] * width < _SMALL
+        if self._depth_first is False or (self._depth_first is None and small):
             graph, images = self._graph.to(self._device), images.to(self._device)
             return whole_maps(graph, images, self._downscale, precision=self._precision).cpu()
+        self._streamer = self._streamer or self._make_streamer()
         if self._streamer.width != width:
             self._streamer.set_width(width)
         return self._streamed(images, self._streamer)
@@ -91,8 +94,8 @@ def native_maps(
         detector: fitted; or the path of a bundle.
         images: (B, 3, H, W) or (3, H, W), uint8, or float in [0, 1].
         depth_first: row block by row block (:class:`RowStreamer`), in memory bounded by the width and with the block's
-            features in the cache; False: the whole image at once, which any method can do and is equal; None: the
-            former, unless the method's maps have a global term.
+            features in the cache; False: the whole image at once, which any method can do and is equal; None: what is
+            faster: the former, unless there are few pixels or the method's maps have a global term.
         device: None: the detector's.
         precision: ``"fp32"`` or ``"bf16"``.
         downscale: average squares of so many pixels first; the map has the image's resolution all the same.

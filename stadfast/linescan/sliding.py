@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..runtime.convolutions import convolved
 from .layers import Layer, Rows, Step
 from .native import is_recorded
 
@@ -168,24 +169,12 @@ class Convolution(Sliding):
         self, window: Tensor, residual: Tensor | None, last: bool, into: Tensor | None
     ) -> Callable[[], Tensor]:
         """The same by our own kernel, which writes wherever it shall."""
-        filters, bias = self.packed()
-        kernel, padding = self.weight.shape[2:], self._padding
-        stride, groups, rectified = self.stride[0], self.groups, self.activation is not None
-        if into is None and last and residual is not None and residual.stride(1) == 1:
-            into = residual
-        columns = (window.shape[3] + 2 * padding[1] - kernel[1]) // stride + 1
-        rows = (window.shape[2] - kernel[0]) // stride + 1
-        shape = (window.shape[0], self.weight.shape[0], rows, columns)
-
-        def run() -> Tensor:
-            output = into
-            if output is None:
-                output = torch.empty(shape, dtype=window.dtype, memory_format=torch.channels_last)
-            return ops.convolve_(
-                output, window, filters, bias, residual, kernel, stride, padding, groups, rectified
-            )
-
-        return run
+        features = (window, *self.packed(), residual)
+        kernel, rectified = list(self.weight.shape[2:]), self.activation is not None
+        padding, groups = self._padding, self.groups
+        if into is None:
+            return partial(convolved, *features, last, kernel, self.stride, padding, groups, rectified)
+        return partial(ops.convolve_, into, *features, kernel, self.stride[0], padding, groups, rectified)
 
     def packed(self) -> tuple[Tensor, Tensor]:
         """Filters and bias for our own kernels."""

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from .. import ops
 
-_PIXELS = 16  # of a row, that are convolved at once
+PIXELS = 16  # of a row, that are convolved at once: shorter rows are faster one convolution after the other
 _ROWS = 8  # a thread's, for each further convolution: below, those that it computes twice cost what the cache saves
 
 
@@ -101,7 +101,7 @@ def strided_stage(
 
 def _row_by_row(images: int, sides: Sequence[int], convolutions: int) -> bool:
     height, width = sides
-    return width > _PIXELS and images * height >= torch.get_num_threads() * _ROWS * (convolutions - 1)
+    return width > PIXELS and images * height >= torch.get_num_threads() * _ROWS * (convolutions - 1)
 
 
 def join_blocks(module: fx.GraphModule) -> None:
