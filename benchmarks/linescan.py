@@ -1,6 +1,6 @@
 """Rows per second of exact streaming against overlapped tiles at equal delay, and against the whole strip at once.
 
-    python benchmarks/linescan.py [--quick] [--only main|rates|images|seams]
+    python benchmarks/linescan.py [--quick] [--only main|rates|images|seams] [--device cuda]
 
 ``main``: STPM with resnet18, random weights, as they do not change the time. All three run the same network on the same
 rows, with batch norm folded and the same fused convolutions, and agree before the clock starts. They take turns, each
@@ -11,11 +11,13 @@ for one row of the map.
 * ``tiled``: tiles of ``rows`` rows with 112 more on both sides, of which nothing is kept, for the delay of ``exact``:
   the ``Scorer``'s graph for this size. The network reaches 130 rows up, so that seams of about 1e-4 are left.
 * ``whole``: 1024 rows at once, without overlap: the ``Scorer``'s graph for that size.
+* ``whole_pytorch``: the same before the graph's convolutions are replaced: PyTorch's own, with batch norm folded.
 * ``long_pushes``: as ``exact`` in pushes of 256 rows, for those who can wait: weights are read for as much work.
 
-``rates``: rows per second of ``exact`` in the steady state over width, rows per push, precision, method and threads.
-``images``: one image of 1024 x 1024 through ``native_maps`` row block by row block (``depth_first``) and at once; one
-of 20000 x 4096 row block by row block, in a process of its own, with the peak of its memory.
+``rates``: rows per second of ``exact`` in the steady state over width, rows per push, precision, method and threads;
+with ``--device cuda`` on a GPU, from rows in the host's memory to maps there.
+``images``: images of several sizes through ``NativeMaps`` row block by row block (``depth_first``) and at once; one of
+20000 x 4096 row block by row block, in a process of its own, with the peak of its memory.
 ``seams``: MKD in tiles, random weights: its map is the gradient of a loss of the whole tile. The difference of
 neighbouring tiles' maps over the map's maximum, in all rows that both have, and in the two rows at the seam.
 """
@@ -24,8 +26,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -34,10 +36,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import Timing, interleave, print_table, ratio, write_result
+from common import Timing, grown, interleave, print_table, ratio, write_result
 from torch import Tensor, fx
 
-from stadfast.linescan import RowStreamer, native_maps
+from stadfast.linescan import NativeMaps, RowStreamer, native_maps
 from stadfast.methods import ScoringGraph, create
 from stadfast.methods.graph import Preprocess
 from stadfast.runtime.export import record
@@ -54,7 +56,7 @@ WIDTHS, PUSHES, PRECISIONS, THREADS = (512, 1024, 2048, 4096), (16, 64, 256), ("
 METHODS: dict[str, dict[str, Any]] = {
     "stpm": {}, "et-stpm": {}, "rstpm": {}, "msfi": {"scales": [256]}, "mkd": {},
 }  # fmt: skip
-LARGE = (20000, 4096)
+SIDES, LARGE = (256, 512, 724, 1024, 2048), (20000, 4096)
 
 
 def untrained(method: str = "stpm") -> Any:
@@ -69,8 +71,8 @@ def untrained(method: str = "stpm") -> Any:
 
 
 @torch.no_grad()
-def fused(detector: Any, height: int, width: int, precision: str) -> fx.GraphModule:
-    """The detector's graph for one native size, as the Scorer runs it."""
+def folded(detector: Any, height: int, width: int, precision: str) -> fx.GraphModule:
+    """The detector's graph for one native size, with batch norm folded."""
     network = copy.copy(detector.graph_.network)
     network.size = (height, width)
     preprocess = detector.graph_.preprocess
@@ -82,6 +84,13 @@ def fused(detector: Any, height: int, width: int, precision: str) -> fx.GraphMod
     propagate(graph, example)
     narrow(graph, DTYPES[precision])
     propagate(graph, example)
+    return graph
+
+
+@torch.no_grad()
+def fused(detector: Any, height: int, width: int, precision: str) -> fx.GraphModule:
+    """The same as the Scorer runs it."""
+    graph = folded(detector, height, width, precision)
     if precision != "fp32":
         join(graph)
     fuse_preparation(graph)
@@ -90,14 +99,19 @@ def fused(detector: Any, height: int, width: int, precision: str) -> fx.GraphMod
 
 
 def differences(
-    streamer: RowStreamer, tile: fx.GraphModule, whole: fx.GraphModule, strip: Tensor, rows: int
-) -> dict[str, float]:
+    streamer: RowStreamer, tile: fx.GraphModule, whole: fx.GraphModule, pytorch: fx.GraphModule, strip: Tensor,
+    rows: int,
+) -> dict[str, float]:  # fmt: skip
     """The largest difference to the whole strip's map, over this map's maximum."""
     expected = whole(strip)[2]
     maps = torch.cat([*(streamer.push(part) for part in strip.split(rows, dim=2)), streamer.finish()], dim=2)
     start = WHOLE // 2 - rows
     kept = tile(strip[:, :, start - OVERLAP : start + rows + OVERLAP])[2][:, :, OVERLAP : OVERLAP + rows]
-    found = {"exact": maps - expected, "tiled": kept - expected[:, :, start : start + rows]}
+    found = {
+        "exact": maps - expected,
+        "tiled": kept - expected[:, :, start : start + rows],
+        "whole_pytorch": pytorch(strip)[2] - expected,
+    }
     return {name: (difference.abs().max() / expected.max()).item() for name, difference in found.items()}
 
 
@@ -106,10 +120,11 @@ def case(detector: Any, width: int, rows: int, precision: str, rounds: int) -> d
     streamer = RowStreamer(detector, width, rows, precision=precision)
     tile = fused(detector, rows + 2 * OVERLAP, width, precision)
     whole = fused(detector, WHOLE, width, precision)
+    whole_pytorch = folded(detector, WHOLE, width, precision)
     strip = torch.rand(1, 3, WHOLE, width, generator=torch.Generator().manual_seed(1))
-    found = differences(streamer, tile, whole, strip, rows)
-    assert found["exact"] < (1e-5 if precision == "fp32" else 0.1), found
-    assert found["tiled"] < (1e-3 if precision == "fp32" else 0.1), found
+    found = differences(streamer, tile, whole, whole_pytorch, strip, rows)
+    for name, limit in (("exact", 1e-5), ("tiled", 1e-3), ("whole_pytorch", 1e-5)):
+        assert found[name] < (limit if precision == "fp32" else 0.1), found
     patient = RowStreamer(detector, width, LONG, precision=precision)
     for each in (streamer, patient):
         each.push(strip)  # to the steady state
@@ -119,6 +134,7 @@ def case(detector: Any, width: int, rows: int, precision: str, rounds: int) -> d
         "exact": lambda: [streamer.push(block) for _ in range(SAMPLE // rows)],
         "tiled": lambda: [tile(tiled) for _ in range(SAMPLE // rows)],
         "whole": lambda: [whole(strip) for _ in range(SAMPLE // WHOLE)],
+        "whole_pytorch": lambda: [whole_pytorch(strip) for _ in range(SAMPLE // WHOLE)],
         "long_pushes": lambda: [patient.push(long_block) for _ in range(SAMPLE // LONG)],
     }
     timings = interleave(contenders, repeats=rounds, warmup=1)
@@ -134,19 +150,23 @@ def case(detector: Any, width: int, rows: int, precision: str, rounds: int) -> d
         "rows_per_second": {name: round(1 / timing.median) for name, timing in per_row.items()},
         "ratios": {
             f"{peer} / {ours}": ratio(per_row[peer], per_row[ours])
-            for peer, ours in (("tiled", "exact"), ("whole", "exact"), ("whole", "long_pushes"))
+            for peer, ours in (
+                ("tiled", "exact"), ("whole_pytorch", "exact"), ("whole", "exact"), ("whole", "long_pushes"),
+            )
         },
     }  # fmt: skip
 
 
 @torch.inference_mode()
-def rates(method: str, widths: Sequence[int], pushes: Sequence[int], samples: int) -> list[dict[str, Any]]:
+def rates(
+    method: str, widths: Sequence[int], pushes: Sequence[int], samples: int, device: str
+) -> list[dict[str, Any]]:
     """The steady state of one method; the median of ``samples``, each of pushes of some 512 rows in a go."""
     detector, found = untrained(method), []
     for precision in PRECISIONS:
         for rows in pushes:
             streamer = RowStreamer(
-                detector, widths[0], max(rows, 32) if method == "rstpm" else rows, precision=precision
+                detector, widths[0], max(rows, 32) if method == "rstpm" else rows, device, precision
             )
             for width in widths:
                 streamer.set_width(width)
@@ -154,7 +174,7 @@ def rates(method: str, widths: Sequence[int], pushes: Sequence[int], samples: in
                 while streamer.rows < streamer.module.settled + rows:
                     streamer.push(block)
                 pushes_in_a_go = max(1, 512 // block.shape[2])
-                for threads in THREADS:
+                for threads in THREADS if device == "cpu" else THREADS[:1]:
                     torch.set_num_threads(threads)
                     run = partial(push_all, streamer, block, pushes_in_a_go)
                     timing = interleave({"push": run}, samples, 1)["push"]
@@ -172,20 +192,19 @@ def rates(method: str, widths: Sequence[int], pushes: Sequence[int], samples: in
 
 def push_all(streamer: RowStreamer, block: Tensor, count: int) -> None:
     for _ in range(count):
-        streamer.push(block)
+        streamer.push(block).cpu()
 
 
-def single_image(side: int, rounds: int) -> list[dict[str, Any]]:
-    """One image, converted anew for every call, as a user of ``native_maps`` has it."""
-    detector, image, found = untrained(), torch.rand(1, 3, side, side), []
-    for precision in PRECISIONS:
+def single_images(sides: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Images of one size after the other, by a network that was converted before."""
+    detector, found = untrained(), []
+    for precision, side in itertools.product(PRECISIONS, sides):
+        image = torch.rand(1, 3, side, side)
         contenders = {
-            name: lambda first=first, precision=precision: native_maps(
-                detector, image, depth_first=first, precision=precision
-            )
+            name: partial(NativeMaps(detector, depth_first=first, precision=precision), image)
             for name, first in (("depth_first", True), ("at_once", False))
         }
-        timings = interleave(contenders, repeats=rounds, warmup=1)
+        timings = interleave(contenders, repeats=rounds, warmup=2)
         found.append({
             "case": {"method": "stpm", "image": [side, side], "precision": precision},
             "timings": {name: timing.summary() for name, timing in timings.items()},
@@ -195,20 +214,17 @@ def single_image(side: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def large_image(height: int, width: int) -> dict[str, Any]:
-    """In this process: the time, and by how much the peak of the memory grew beyond image and map."""
-    detector = untrained()
+    """In this process: the time, and by how much the peak of the memory grows beyond image and map."""
+    detector, maps = untrained(), []
     image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
-    native_maps(detector, image[:, :, :256, :256], precision="bf16")  # libraries
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    native_maps(detector, image[:, :, :256, :256], depth_first=True, precision="bf16")  # libraries
     start = time.perf_counter()
-    maps = native_maps(detector, image, precision="bf16")
+    peak = grown(lambda: maps.append(native_maps(detector, image, precision="bf16")))
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "case": {"method": "stpm", "image": [height, width], "precision": "bf16"},
         "seconds": round(seconds, 2), "rows_per_second": round(height / seconds),
-        "bytes": {"image": image.nbytes, "map": maps.nbytes, "peak_before": before, "peak": peak,
-                  "grown_beyond_the_map": peak - before - maps.nbytes},
+        "bytes": {"image": image.nbytes, "map": maps[0].nbytes, "grown_beyond_the_map": peak - maps[0].nbytes},
     }  # fmt: skip
 
 
@@ -248,7 +264,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("main", "rates", "images", "large", "seams"), default="main")
     parser.add_argument("--quick", action="store_true", help="a narrow strip, three rounds, nothing written")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the rates")
     options = parser.parse_args()
+    if options.device != "cpu" and options.only != "rates":
+        parser.error("--device: only --only rates runs on a GPU")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     if options.only == "large":
@@ -263,14 +282,16 @@ def main() -> None:
         for method in (name for name in METHODS if name != "mkd"):
             full = method == "stpm" and not options.quick
             widths = WIDTHS if full else (128 if options.quick else 1024,)
-            found = rates(method, widths, PUSHES if full else (64,), 3 if options.quick else 5)
+            found = rates(
+                method, widths, PUSHES if full else (64,), 3 if options.quick else 5, options.device
+            )
             print_table(
                 ["method", "width", "rows", "precision", "threads", "rows/s"],
                 [[*result["case"].values(), result["rows_per_second"]] for result in found],
             )
             cases += found
     if options.only == "images":
-        images = single_image(256 if options.quick else 1024, 3)
+        images = single_images((128,) if options.quick else SIDES, 7)
         command = [sys.executable, __file__, "--only", "large", *(["--quick"] if options.quick else [])]
         images.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(*(json.dumps(result) for result in images), sep="\n")
@@ -282,7 +303,9 @@ def main() -> None:
         cases += [seam(untrained("mkd"), strip, 64, overlap) for overlap in (32, 128)]
         print(*(json.dumps(result) for result in cases), sep="\n")
     if not options.quick:
-        print(write_result("linescan" if options.only == "main" else f"linescan_{options.only}", cases))
+        part = "" if options.only == "main" else f"_{options.only}"
+        place = "" if options.device == "cpu" else f"_{options.device}"
+        print(write_result(f"linescan{part}{place}", cases, device=options.device))
 
 
 if __name__ == "__main__":
