@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group: as a default argument it would be kept, threads and all
 from torch import Tensor, nn
 
 from ..errors import StadfastError, UsageError

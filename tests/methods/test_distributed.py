@@ -41,6 +41,7 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert done.returncode == 0, done.stderr
     two: dict[str, Any] = json.loads(output.read_text())
     assert two.pop("processes") == 2
+    assert two.pop("threads left") == []
     refused = two.pop("refused")
     assert "compare the images of a batch" in refused["stereotype"]
     assert refused["batch_size"] == "batch_size: expected at least 2, the number of processes, got 1"
