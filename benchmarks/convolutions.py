@@ -58,7 +58,8 @@ def case(precision: str, channels: int, side: int, batch: int, rounds: int) -> d
     bias = torch.randn(groups * channels, generator=generator)
     if not ops.convolve_takes(weight, [1, 1], [1, 1], groups):
         raise SystemExit(f"convolutions: this processor has no kernel of ours for {precision}")
-    filters, output = ops.pack_filters(weight), torch.empty_like(x)
+    winograd = ops.winograd_takes(weight, [1, 1], [1, 1], groups)
+    filters, output = ops.pack_filters(weight, winograd=winograd), torch.empty_like(x)
     square = ([1, 1], [1, 1], [1, 1], groups)
     laid_out = torch.ops.mkldnn._reorder_convolution_weight(weight, *square, shape)
 
@@ -79,6 +80,7 @@ def case(precision: str, channels: int, side: int, batch: int, rounds: int) -> d
             "precision": precision,
             "input": shape,
             "groups": groups,
+            "algorithm": "winograd" if winograd else "sums",
             "threads": torch.get_num_threads(),
         },
         "error": errors,

@@ -40,6 +40,7 @@ STABLE_TORCH_LIBRARY(stadfast, m) {
   m.def(
       "winograd_(Tensor(a!) output, Tensor input, Tensor filters, Tensor bias, Tensor? residual, int[] padding, "
       "int groups, bool rectify) -> ()");
+  m.def("has_bf16() -> bool");
   m.def("has_amx() -> bool");
   m.def("normalize_images(Tensor images, float[] mean, float[] std, bool bfloat16) -> Tensor");
   m.def("label_regions(Tensor masks) -> (Tensor, Tensor)");

@@ -1,4 +1,4 @@
-// Convolutions on tiles, and whether there are any.
+// Convolutions of bfloat16 features, and whether the processor multiplies them.
 #include "convolve.h"
 
 #include <torch/csrc/stable/library.h>
@@ -56,10 +56,18 @@ void convolve_(Tensor output, Tensor input, Tensor filters, Tensor bias, std::op
   if (residual) residual = interleaved(*residual, &c.added);
   c.residual = residual ? static_cast<const uint16_t*>(residual->const_data_ptr()) : nullptr;
 #ifdef SF_TILES
-  SF_CHECK(amx_available(), "convolve_: this processor has no tiles (AMX)");
+  SF_CHECK(bf16_available(), "convolve_: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
   run(c, static_cast<uint16_t*>(output.mutable_data_ptr()));
 #else
-  SF_CHECK(false, "convolve_: compiled without tiles (AMX)");
+  SF_CHECK(false, "convolve_: compiled without bfloat16 products (AMX, AVX512-BF16)");
+#endif
+}
+
+bool has_bf16() {
+#ifdef SF_TILES
+  return bf16_available();
+#else
+  return false;
 #endif
 }
 
@@ -76,5 +84,6 @@ bool has_amx() {
 
 STABLE_TORCH_LIBRARY_IMPL(stadfast, CPU, m) { m.impl("convolve_", TORCH_BOX(&stadfast::cpu::convolve_)); }
 STABLE_TORCH_LIBRARY_IMPL(stadfast, CompositeExplicitAutograd, m) {
+  m.impl("has_bf16", TORCH_BOX(&stadfast::cpu::has_bf16));
   m.impl("has_amx", TORCH_BOX(&stadfast::cpu::has_amx));
 }

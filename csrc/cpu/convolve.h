@@ -95,17 +95,23 @@ inline Convolution prepare(Tensor& input, const Tensor& filters, const Tensor& b
 
 #ifdef SF_TILES
 
+// Two tiles of pixels: where in the rows under their windows each begins, the second so many rows below; from pixel to
+// pixel; how many pixels of each are wanted.
+struct Tiles {
+  const uint16_t* const* windows;
+  int64_t first, second, second_row, step, pixels[2];
+};
+
 // Two tiles of pixels by 32 channels: the sum over the window and its channels of values times filters.
-SF_TILED inline void multiply(const Convolution& c, const uint16_t* const* windows, int64_t first, int64_t second_row,
-                              int64_t second, int64_t step, const uint16_t* filters, float* sums) {
-  const int64_t pixel = step * kBytes, length = c.depth() * kDepth;
+SF_TILED inline void multiply_tiles(const Convolution& c, const Tiles& tiles, const uint16_t* filters, float* sums) {
+  const int64_t pixel = tiles.step * kBytes, length = c.depth() * kDepth;
   SF_FENCE;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t row = 0; row < c.kernel_rows; ++row) {
-    const uint16_t *a = windows[row] + first, *b = windows[row + second_row] + second;
+    const uint16_t *a = tiles.windows[row] + tiles.first, *b = tiles.windows[row + tiles.second_row] + tiles.second;
     for (int64_t i = 0; i < length; i += kDepth, filters += kFilterBlock) {
       _tile_stream_loadd(6, filters, 64);  // past the first cache, which the rows need
       _tile_stream_loadd(7, filters + kFilterBlock / 2, 64);
@@ -125,8 +131,40 @@ SF_TILED inline void multiply(const Convolution& c, const uint16_t* const* windo
   SF_FENCE;
 }
 
-SF_TILED inline __m512 widen(__m256i halves) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+// The same without matrix units: eight pixels at a time, as many as there are registers for sums and their latency.
+SF_TILED inline void multiply_vectors(const Convolution& c, const Tiles& tiles, const uint16_t* filters, float* sums) {
+  constexpr int64_t kPixels = 8, kHalf = kFilterBlock / 2, kPairs = kDepth / 2;
+  const int64_t all_pairs = (c.kernel_columns * c.channels + 1) / 2;  // of values under a row of the window
+  for (int64_t tile = 0; tile < 2; ++tile)
+    for (int64_t x = 0; x < tiles.pixels[tile]; x += kPixels) {
+      __m512 low[kPixels], high[kPixels];
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; ++i) low[i] = high[i] = _mm512_setzero_ps();
+      const uint16_t* block = filters;
+      for (int64_t row = 0; row < c.kernel_rows; ++row) {
+        const uint16_t* values = tiles.windows[row + tile * tiles.second_row] + x * tiles.step;
+        values += tile ? tiles.second : tiles.first;
+        for (int64_t left = all_pairs; left > 0; left -= kPairs, values += kDepth, block += kFilterBlock)
+          for (int64_t pair = 0; pair < std::min(left, kPairs); ++pair) {
+            const auto a = (__m512bh)_mm512_loadu_si512(block + pair * kDepth);
+            const auto b = (__m512bh)_mm512_loadu_si512(block + kHalf + pair * kDepth);
+#pragma GCC unroll 8
+            for (int i = 0; i < kPixels; ++i) {
+              int32_t both;
+              std::memcpy(&both, values + i * tiles.step + 2 * pair, sizeof(both));
+              const auto value = (__m512bh)_mm512_set1_epi32(both);
+              low[i] = _mm512_dpbf16_ps(low[i], value, a);
+              high[i] = _mm512_dpbf16_ps(high[i], value, b);
+            }
+          }
+      }
+      float* to = sums + (tile * kTile + x) * kChannels;
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; ++i, to += kChannels) {
+        _mm512_store_ps(to, low[i]);
+        _mm512_store_ps(to + kTile, high[i]);
+      }
+    }
 }
 
 // sums + bias, + residual, rectified, rounded.
@@ -227,18 +265,23 @@ struct Work {
 
 SF_TILED inline void convolve_row(const Convolution& c, const Work& work) {
   alignas(64) float sums[2 * kTile * kChannels];
+  const auto multiply = amx_available() ? multiply_tiles : multiply_vectors;
   const bool two_rows = c.rows_at_once() == 2;
   const int64_t step = c.stride * (c.direct() ? c.in.pixel_stride : c.channels);  // from pixel to pixel
   const int64_t block = c.kernel_rows * c.depth() * kFilterBlock;
+  Tiles tiles{work.windows, 0, 0, two_rows ? c.stride : 0, step, {}};
   for (int64_t x = 0; x < c.out.width; x += 2 * kTile) {
-    const int64_t first = x * step, second = first + (x + kTile < c.out.width ? kTile * step : 0);
+    const auto column = [&](int64_t tile) { return x + (two_rows ? 0 : tile * kTile); };
+    const auto behind = [&](int64_t tile) { return two_rows ? tile : 0; };
+    for (int64_t i = 0; i < 2; ++i)
+      tiles.pixels[i] =
+          work.row + behind(i) < c.out.height ? std::clamp<int64_t>(c.out.width - column(i), 0, kTile) : 0;
+    tiles.first = x * step, tiles.second = (column(1) < c.out.width ? column(1) : x) * step;
     for (int64_t f = work.first_filter; f < work.last_filter; f += kChannels) {
-      multiply(c, work.windows, first, two_rows ? c.stride : 0, second, step, c.weights + f / kChannels * block, sums);
-      for (int64_t tile = 0; tile < 2; ++tile) {
-        const int64_t behind = two_rows ? tile : 0, column = x + (two_rows ? 0 : tile * kTile);
-        const int64_t pixels = work.row + behind < c.out.height ? std::min(kTile, c.out.width - column) : 0;
-        const int64_t at = behind * c.out.width + column, filter = f - work.first_filter;
-        finish(c, sums + tile * kTile * kChannels, pixels, c.bias + f,
+      multiply(c, tiles, c.weights + f / kChannels * block, sums);
+      for (int64_t i = 0; i < 2; ++i) {
+        const int64_t at = behind(i) * c.out.width + column(i), filter = f - work.first_filter;
+        finish(c, sums + i * kTile * kChannels, tiles.pixels[i], c.bias + f,
                work.residual ? work.residual + at * c.added.pixel_stride + filter : nullptr,
                work.output + at * c.out.pixel_stride + filter);
       }

@@ -113,10 +113,10 @@ void stream_blocks_(Tensor output, Tensor input, Tensor carried, Tensor filters,
   Stream s = prepare_stream(output, in, carried, filters, bias, groups);
   s.chain[0].input = static_cast<const uint16_t*>(input.const_data_ptr());
 #ifdef SF_TILES
-  SF_CHECK(amx_available(), "stream_blocks_: this processor has no tiles (AMX)");
+  SF_CHECK(bf16_available(), "stream_blocks_: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
   stream(s, [&] { return CopiedRows{s.chain[0]}; });
 #else
-  SF_CHECK(false, "stream_blocks_: compiled without tiles (AMX)");
+  SF_CHECK(false, "stream_blocks_: compiled without bfloat16 products (AMX, AVX512-BF16)");
 #endif
 }
 
@@ -127,10 +127,10 @@ void stream_pool_blocks_(Tensor output, Tensor input, Tensor filters, Tensor bia
   const Stem stem = prepare_stem(input, filters, bias, kernel, stride, padding, pooling);
   const Stream s = prepare_stream(output, stem.pooled(), carried, block_filters, block_bias, groups);
 #ifdef SF_TILES
-  SF_CHECK(amx_available(), "stream_pool_blocks_: this processor has no tiles (AMX)");
+  SF_CHECK(bf16_available(), "stream_pool_blocks_: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
   stream(s, [&] { return PooledRows(stem, groups); });
 #else
-  SF_CHECK(false, "stream_pool_blocks_: compiled without tiles (AMX)");
+  SF_CHECK(false, "stream_pool_blocks_: compiled without bfloat16 products (AMX, AVX512-BF16)");
 #endif
 }
 
@@ -154,11 +154,11 @@ void stream_stage_(Tensor output, Tensor input, Tensor filters, Tensor bias, Ten
            "stream_stage_: expected memory for the shortcut (1, C, >= H, W), bfloat16, channels_last");
   beside.out.pixel_stride = kept.pixel_stride;
 #ifdef SF_TILES
-  SF_CHECK(amx_available(), "stream_stage_: this processor has no tiles (AMX)");
+  SF_CHECK(bf16_available(), "stream_stage_: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
   uint16_t* memory = static_cast<uint16_t*>(shortcut.mutable_data_ptr());
   stream(s, [&] { return StridedRows(first, beside, kept, memory); });
 #else
-  SF_CHECK(false, "stream_stage_: compiled without tiles (AMX)");
+  SF_CHECK(false, "stream_stage_: compiled without bfloat16 products (AMX, AVX512-BF16)");
 #endif
 }
 

@@ -1,4 +1,4 @@
-// Convolutions 3 x 3 of float32 features with 16 multiplications instead of 36: Winograd's minimal filtering
+// Convolutions 3 x 3 with 16 multiplications instead of 36: Winograd's minimal filtering
 // F(2 x 2, 3 x 3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016, section 4).
 //
 // A tile of 2 x 2 output pixels depends on 4 x 4 of the input. Both are transformed by additions; between them each of
@@ -17,11 +17,13 @@ constexpr int64_t kPanel = 16;                         // filters side by side
 constexpr int64_t kTogether = 6;                       // tiles whose sums fill the registers
 
 // Sizes and memory, in elements. Channels are those of one group, filters those of all.
+template <class T>
 struct Winograd {
   int64_t groups, channels, filters, rows_above, columns_left;
   Layout in, out, added;
-  const float *input, *weights, *bias, *residual;
-  float* output;
+  const T *input, *weights, *residual;
+  const float* bias;
+  T* output;
   bool rectify;
 
   int64_t tile_columns() const { return (out.width + 1) / 2; }
@@ -30,10 +32,12 @@ struct Winograd {
 
 // Tiles and filters of a group that a thread takes at once, and its memory: zeros for a pixel, transformed tiles
 // (place, tile, channel), products (place, tile, filter).
+template <class T>
 struct TileBlock {
   int64_t first, count, first_filter, last_filter;
-  const float* zeros;
-  float *values, *products;
+  const T* zeros;
+  T* values;
+  float* products;
 
   int64_t room() const { return (count + kTogether - 1) / kTogether * kTogether; }
   int64_t filters() const { return last_filter - first_filter; }
@@ -44,9 +48,23 @@ struct Pixel {
   int64_t image, row, column;
 };
 
-inline Pixel pixel_of(const Winograd& c, int64_t tile) {
+template <class T>
+Pixel pixel_of(const Winograd<T>& c, int64_t tile) {
   const int64_t inside = tile % c.tiles(), columns = c.tile_columns();
   return {tile / c.tiles(), inside / columns * 2, inside % columns * 2};
+}
+
+// The channels of a block's group at the pixels under a tile's windows.
+template <class T>
+void find_pixels(const Winograd<T>& c, const TileBlock<T>& block, int64_t tile, const T** pixels) {
+  const Pixel at = pixel_of(c, block.first + tile);
+  const int64_t first_channel = block.first_filter / (c.filters / c.groups) * c.channels;
+  const T* input = c.input + at.image * c.in.batch_stride + first_channel;
+  for (int64_t i = 0; i < kPlaces; ++i) {
+    const int64_t row = at.row + i / kSide - c.rows_above, column = at.column + i % kSide - c.columns_left;
+    const bool inside = row >= 0 && row < c.in.height && column >= 0 && column < c.in.width;
+    pixels[i] = inside ? input + (row * c.in.width + column) * c.in.pixel_stride : block.zeros;
+  }
 }
 
 #define SF_INLINE inline __attribute__((always_inline))
@@ -70,16 +88,22 @@ SF_INLINE Floats<N>& floats(float* at) {
   return *reinterpret_cast<Floats<N>*>(at);
 }
 
+// Four values along one side of a tile, transformed.
+template <class V>
+SF_INLINE void transform(const V& a, const V& b, const V& c, const V& d, V& p, V& q, V& r, V& s) {
+  p = a - c, q = b + c, r = c - b, s = b - d;
+}
+
+// Four products along one side, transformed back to two sums.
+template <class V>
+SF_INLINE void transform_back(const V& a, const V& b, const V& c, const V& d, V& first, V& second) {
+  first = a + b + c, second = b - c - d;
+}
+
 template <int N>
-SF_INLINE void transform_input(const Winograd& c, const TileBlock& block, int64_t tile) {
-  const Pixel at = pixel_of(c, block.first + tile);
-  const int64_t first_channel = block.first_filter / (c.filters / c.groups) * c.channels;
-  const float *input = c.input + at.image * c.in.batch_stride + first_channel, *pixels[kPlaces];
-  for (int64_t i = 0; i < kPlaces; ++i) {
-    const int64_t row = at.row + i / kSide - c.rows_above, column = at.column + i % kSide - c.columns_left;
-    const bool inside = row >= 0 && row < c.in.height && column >= 0 && column < c.in.width;
-    pixels[i] = inside ? input + (row * c.in.width + column) * c.in.pixel_stride : block.zeros;
-  }
+SF_INLINE void transform_input(const Winograd<float>& c, const TileBlock<float>& block, int64_t tile) {
+  const float* pixels[kPlaces];
+  find_pixels(c, block, tile, pixels);
   const int64_t place = block.room() * c.channels;
   float* to = block.values + tile * c.channels;
   for (int64_t k = 0; k < c.channels; k += N, to += N) {
@@ -88,15 +112,17 @@ SF_INLINE void transform_input(const Winograd& c, const TileBlock& block, int64_
     for (int x = 0; x < kSide; ++x) {
       const Floats<N> a = floats<N>(pixels[x] + k), b = floats<N>(pixels[4 + x] + k);
       const Floats<N> c = floats<N>(pixels[8 + x] + k), d = floats<N>(pixels[12 + x] + k);
-      columns[0][x] = a - c, columns[1][x] = b + c, columns[2][x] = c - b, columns[3][x] = b - d;
+      transform(a, b, c, d, columns[0][x], columns[1][x], columns[2][x], columns[3][x]);
     }
 #pragma GCC unroll 4
     for (int y = 0; y < kSide; ++y) {
       const Floats<N>* row = columns[y];
-      floats<N>(to + 4 * y * place) = row[0] - row[2];
-      floats<N>(to + (4 * y + 1) * place) = row[1] + row[2];
-      floats<N>(to + (4 * y + 2) * place) = row[2] - row[1];
-      floats<N>(to + (4 * y + 3) * place) = row[1] - row[3];
+      Floats<N> p, q, r, s;
+      transform(row[0], row[1], row[2], row[3], p, q, r, s);
+      floats<N>(to + 4 * y * place) = p;
+      floats<N>(to + (4 * y + 1) * place) = q;
+      floats<N>(to + (4 * y + 2) * place) = r;
+      floats<N>(to + (4 * y + 3) * place) = s;
     }
   }
 }
@@ -125,7 +151,7 @@ SF_INLINE void multiply(const float* values, const float* weights, int64_t chann
 
 // All tiles of a block by kVectors times N filters, of which `filter` is the first.
 template <int N, int kVectors>
-SF_INLINE void multiply_tiles(const Winograd& c, const TileBlock& block, int64_t place, int64_t filter) {
+SF_INLINE void multiply_tiles(const Winograd<float>& c, const TileBlock<float>& block, int64_t place, int64_t filter) {
   const float* weights = c.weights + (place * c.filters + block.first_filter + filter) * c.channels;
   for (int64_t i = 0, at = place * block.room(); i < block.count; i += kTogether, at += kTogether)
     multiply<N, kVectors>(block.values + at * c.channels, weights, c.channels, kPanel * c.channels,
@@ -134,7 +160,7 @@ SF_INLINE void multiply_tiles(const Winograd& c, const TileBlock& block, int64_t
 
 // The products' transform, + bias, + residual, rectified.
 template <int N>
-SF_INLINE void transform_output(const Winograd& c, const TileBlock& block, int64_t tile) {
+SF_INLINE void transform_output(const Winograd<float>& c, const TileBlock<float>& block, int64_t tile) {
   const Pixel at = pixel_of(c, block.first + tile);
   const int64_t place = block.room() * block.filters(), pixel = at.row * c.out.width + at.column;
   const int64_t rows = std::min<int64_t>(2, c.out.height - at.row);
@@ -146,16 +172,17 @@ SF_INLINE void transform_output(const Winograd& c, const TileBlock& block, int64
     for (int x = 0; x < kSide; ++x, from += place) {
       const Floats<N> a = floats<N>(from), b = floats<N>(from + 4 * place);
       const Floats<N> c = floats<N>(from + 8 * place), d = floats<N>(from + 12 * place);
-      sums[0][x] = a + b + c, sums[1][x] = b - c - d;
+      transform_back(a, b, c, d, sums[0][x], sums[1][x]);
     }
     const int64_t filter = block.first_filter + f;
     const Floats<N> bias = floats<N>(c.bias + filter), zero = {};
     for (int64_t y = 0; y < rows; ++y) {
       const Floats<N>* row = sums[y];
-      const Floats<N> pair[2] = {row[0] + row[1] + row[2] + bias, row[1] - row[2] - row[3] + bias};
+      Floats<N> pair[2];
+      transform_back(row[0], row[1], row[2], row[3], pair[0], pair[1]);
       for (int64_t x = 0; x < columns; ++x) {
         const int64_t to = pixel + y * c.out.width + x;
-        Floats<N> value = pair[x];
+        Floats<N> value = pair[x] + bias;
         if (c.residual)
           value += floats<N>(c.residual + at.image * c.added.batch_stride + to * c.added.pixel_stride + filter);
         if (c.rectify) value = value < 0.f ? zero : value;  // a NaN stays one
@@ -167,7 +194,7 @@ SF_INLINE void transform_output(const Winograd& c, const TileBlock& block, int64
 
 // N: floats of a register; kWide: registers with filters, of which there are more in newer processors.
 template <int N, int kWide>
-SF_INLINE void convolve_block(const Winograd& c, const TileBlock& block) {
+SF_INLINE void convolve_block(const Winograd<float>& c, const TileBlock<float>& block) {
   for (int64_t i = 0; i < block.count; ++i) transform_input<N>(c, block, i);
   for (int64_t place = 0; place < kPlaces; ++place) {
     int64_t f = 0;
@@ -177,14 +204,15 @@ SF_INLINE void convolve_block(const Winograd& c, const TileBlock& block) {
   for (int64_t i = 0; i < block.count; ++i) transform_output<N>(c, block, i);
 }
 
-inline void plain_block(const Winograd& c, const TileBlock& block) { convolve_block<8, 2>(c, block); }
+inline void plain_block(const Winograd<float>& c, const TileBlock<float>& block) { convolve_block<8, 2>(c, block); }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-__attribute__((target("avx2,fma"))) inline void avx2_block(const Winograd& c, const TileBlock& block) {
+__attribute__((target("avx2,fma"))) inline void avx2_block(const Winograd<float>& c, const TileBlock<float>& block) {
   convolve_block<8, 2>(c, block);
 }
 
-__attribute__((target("avx512f,avx512vl,fma"))) inline void avx512_block(const Winograd& c, const TileBlock& block) {
+__attribute__((target("avx512f,avx512vl,fma"))) inline void avx512_block(const Winograd<float>& c,
+                                                                         const TileBlock<float>& block) {
   convolve_block<16, 4>(c, block);
 }
 

@@ -181,7 +181,7 @@ def _is_simple(layer: Convolution) -> bool:
     """Whether it is one of those that blocks are made of, but for a stride."""
     small = layer.weight.shape[2:] == (3, 3) and layer.columns == (1, 1) and len(set(layer.stride)) == 1
     rectified = layer.activation is not None and layer.activation.name == "relu"
-    plain = small and rectified and layer.weight.dtype == torch.bfloat16
+    plain = small and rectified and layer.weight.dtype == torch.bfloat16 and not layer.winograd()
     return plain and ops.convolve_takes(layer.weight, layer.stride, layer.dilation, layer.groups)
 
 

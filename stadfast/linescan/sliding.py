@@ -180,8 +180,12 @@ class Convolution(Sliding):
         """Filters and bias for our own kernels."""
         if self._packed is None:
             bias = self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
-            self._packed = ops.pack_filters(self.weight), bias.float()
+            self._packed = ops.pack_filters(self.weight, winograd=self.winograd()), bias.float()
         return self._packed
+
+    def winograd(self) -> bool:
+        """Whether our kernel for it is Winograd's, which runs by itself."""
+        return ops.winograd_takes(self.weight, self.stride, self.dilation, self.groups)
 
     def starts(self) -> bool:
         """Whether it makes many channels of few, as a network's first convolution does."""
@@ -195,7 +199,8 @@ class Convolution(Sliding):
         even = self.columns[0] == self.columns[1] and pool.simple
         if not (rectified and even and self._ahead(window) and window.dtype == torch.bfloat16):
             return False
-        return ops.convolve_takes(self.weight, self.stride, self.dilation, self.groups)
+        taken = ops.convolve_takes(self.weight, self.stride, self.dilation, self.groups)
+        return taken and not self.winograd()
 
 
 def _is_dense(x: Tensor) -> bool:
@@ -234,7 +239,7 @@ class ConvolutionPool(Layer):
     """A convolution of few channels with the pooling behind it.
 
     The convolution's last rows are not carried to the next step, but computed again: they are larger than what they are
-    computed from, and on AMX one kernel does both, so that they are never in memory.
+    computed from, and of bfloat16 one kernel does both, so that they are never in memory.
     """
 
     def __init__(self, convolution: Convolution, pool: MaxPool) -> None:

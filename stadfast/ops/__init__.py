@@ -14,7 +14,16 @@ from .blocks import (
     stream_pool_blocks_,
     stream_stage_,
 )
-from .convolution import convolve_, convolve_pool, convolve_takes, has_amx, pack_filters
+from .convolution import (
+    convolve_,
+    convolve_pool,
+    convolve_takes,
+    has_amx,
+    has_bf16,
+    is_winograd,
+    pack_filters,
+    winograd_takes,
+)
 from .counting import BINS, bin_edges, bin_keys, key_histogram, rank_counts
 from .images import normalize_images
 from .maps import COMBINATIONS, anomaly_map, pyramid_distance, reads_half, upsample_combine
@@ -41,6 +50,8 @@ __all__ = [
     "convolve_takes",
     "ensemble_scores",
     "has_amx",
+    "has_bf16",
+    "is_winograd",
     "key_histogram",
     "label_regions",
     "max_pool2d",
@@ -59,4 +70,5 @@ __all__ = [
     "stream_pool_blocks_",
     "stream_stage_",
     "upsample_combine",
+    "winograd_takes",
 ]

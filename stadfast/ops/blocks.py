@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .convolution import has_amx
+from .convolution import has_bf16
 
 _CACHED = 2**20  # bytes of filters: half of a core's second cache; the features' rows are in the rest
 
@@ -42,7 +42,7 @@ def convolve_blocks(input: Tensor, filters: Tensor, bias: Tensor, groups: int) -
     Raises:
         RuntimeError: an argument does not fit.
     """
-    run = torch.ops.stadfast.convolve_blocks if has_amx() else reference.convolve_blocks
+    run = torch.ops.stadfast.convolve_blocks if has_bf16() else reference.convolve_blocks
     return run(input, filters, bias, groups)  # type: ignore[no-any-return]
 
 
@@ -70,7 +70,7 @@ def convolve_pool_blocks(
     Raises:
         RuntimeError: an argument does not fit.
     """
-    run = torch.ops.stadfast.convolve_pool_blocks if has_amx() else reference.convolve_pool_blocks
+    run = torch.ops.stadfast.convolve_pool_blocks if has_bf16() else reference.convolve_pool_blocks
     blocks = (block_filters, block_bias, groups)
     return run(input, filters, bias, kernel, stride, padding, pooling, *blocks)  # type: ignore[no-any-return]
 
@@ -106,7 +106,7 @@ def convolve_stage(
     Raises:
         RuntimeError: an argument does not fit.
     """
-    run = torch.ops.stadfast.convolve_stage if has_amx() else reference.convolve_stage
+    run = torch.ops.stadfast.convolve_stage if has_bf16() else reference.convolve_stage
     shortcut = (shortcut_filters, shortcut_bias)
     return run(input, filters, bias, *shortcut, block_filters, block_bias, stride, groups)  # type: ignore[no-any-return]
 
@@ -131,7 +131,7 @@ def stream_blocks_(
     Raises:
         RuntimeError: an argument does not fit.
     """
-    run = torch.ops.stadfast.stream_blocks_ if has_amx() else reference.stream_blocks_
+    run = torch.ops.stadfast.stream_blocks_ if has_bf16() else reference.stream_blocks_
     run(output, input, carried, filters, bias, groups)
     return output
 
@@ -160,7 +160,7 @@ def stream_pool_blocks_(
     Raises:
         RuntimeError: an argument does not fit.
     """
-    run = torch.ops.stadfast.stream_pool_blocks_ if has_amx() else reference.stream_pool_blocks_
+    run = torch.ops.stadfast.stream_pool_blocks_ if has_bf16() else reference.stream_pool_blocks_
     stem = (input, filters, bias, kernel, stride, padding, pooling)
     run(output, *stem, carried, block_filters, block_bias, groups)
     return output
@@ -194,7 +194,7 @@ def stream_stage_(
     Raises:
         RuntimeError: an argument does not fit.
     """
-    run = torch.ops.stadfast.stream_stage_ if has_amx() else reference.stream_stage_
+    run = torch.ops.stadfast.stream_stage_ if has_bf16() else reference.stream_stage_
     beside = (shortcut, shortcut_input, shortcut_filters, shortcut_bias)
     run(output, input, filters, bias, *beside, stride, carried, block_filters, block_bias, groups)
     return output

@@ -132,10 +132,12 @@ def winograd_(
     output: Tensor, input: Tensor, filters: Tensor, bias: Tensor, residual: Tensor | None, padding: list[int],
     groups: int, rectify: bool,
 ) -> None:  # fmt: skip
-    tiles = filters.view(4, 4, len(bias) // 16, -1, 16).permute(2, 4, 3, 0, 1).flatten(0, 1)
+    together = 1 if filters.dtype == torch.float32 else 2
+    panels = filters.view(4, 4, len(bias) // 16, -1, 16, together).permute(2, 4, 3, 5, 0, 1)
+    tiles = panels.reshape(len(bias), -1, 4, 4)
     inverse = torch.linalg.pinv(tiles.new_tensor(WINOGRAD, dtype=torch.float64))
-    weight = (inverse @ tiles.double() @ inverse.mT).to(filters.dtype)
-    sums = F.conv2d(input, weight, bias, 1, list(padding), 1, groups)
+    weight = (inverse @ tiles.double() @ inverse.mT).float()
+    sums = F.conv2d(input.float(), weight, bias, 1, list(padding), 1, groups)
     sums = sums if residual is None else sums + residual
     output.copy_(sums.relu() if rectify else sums)
 
@@ -194,6 +196,10 @@ def stream_stage_(
     convolve_(*beside, None, [1, 1], stride, [0, 0], groups, False)
     x = _next_rows(inner, shortcut[:, :, :rows], carried[0], block_filters[0], block_bias[0], groups)
     stream_blocks_(output, x, carried[1:], block_filters[1:], block_bias[1:], groups)
+
+
+def has_bf16() -> bool:
+    return False
 
 
 def has_amx() -> bool:

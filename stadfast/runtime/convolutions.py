@@ -1,4 +1,4 @@
-"""Our own convolutions as nodes of a graph; on the matrix units (AMX), those that are one with what is around them."""
+"""Our own convolutions as nodes of a graph; of bfloat16, those that are one with what is around them."""
 
 from __future__ import annotations
 
@@ -46,13 +46,15 @@ class Convolved(NamedTuple):
 
 
 def join_poolings(module: fx.GraphModule) -> None:
-    """Pooling right behind a rectified convolution on tiles: in one, without the large features between."""
+    """Pooling right behind a rectified convolution of bfloat16: in one, without the large features between."""
     for node in list(module.graph.nodes):
         made = node.args[0] if node.target is ops.max_pool2d else None
         if not isinstance(made, fx.Node) or made.target is not convolved or len(made.users) > 1:
             continue
         c = Convolved(*made.args)  # type: ignore[arg-type]
-        if c.residual is None and c.groups == 1 and c.rectify and node.meta["dtype"] == torch.bfloat16:
+        plain = not ops.is_winograd(getattr(module, str(c.filters.target)))
+        narrow = node.meta["dtype"] == torch.bfloat16
+        if plain and narrow and c.residual is None and c.groups == 1 and c.rectify:
             _, size, step, around = node.args
             pooling = [size, step, around, around]
             node.args = (c.x, c.filters, c.bias, c.kernel, c.stride[0], c.padding, pooling)
@@ -158,7 +160,7 @@ def _fit(module: fx.GraphModule, chain: list[fx.Node]) -> bool:
     alike = all(list(_arguments(node)[5:]) == [[3, 3], [1, 1], [1, 1], groups, True] for node in blocks)
     filters, bias = _constants(module, chain)
     kinds = {(each.dtype, len(sums)) for each, sums in zip(filters, bias, strict=True)}
-    narrow = len(kinds) == 1 and filters[0].dtype == torch.bfloat16
+    narrow = len(kinds) == 1 and filters[0].dtype == torch.bfloat16 and not any(map(ops.is_winograd, filters))
     return alike and narrow and ops.cache_holds(filters, groups)
 
 

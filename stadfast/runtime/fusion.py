@@ -161,8 +161,9 @@ def _by_ours(
 ) -> fx.Node:  # fmt: skip
     weight: Tensor = getattr(module, str(found.weight.target))
     bias = weight.new_zeros(len(weight)) if found.bias is None else getattr(module, str(found.bias.target))
+    winograd = ops.winograd_takes(weight, found.stride, found.dilation, found.groups)
     constants = []
-    for name, tensor in (("packed", ops.pack_filters(weight)), ("sums", bias.float())):
+    for name, tensor in (("packed", ops.pack_filters(weight, winograd=winograd)), ("sums", bias.float())):
         module.register_buffer(f"{found.weight.target}_{name}", tensor, persistent=False)
         constants.append(module.graph.get_attr(f"{found.weight.target}_{name}"))
     rest = (list(weight.shape[2:]), found.stride, found.padding, found.groups, activation is not _IDENTITY)

@@ -9,19 +9,19 @@ using namespace stadfast::cpu;
 extern "C" bool run_winograd(int instructions, const float* input, const float* weights, const float* bias,
                              int64_t batch, int64_t channels, int64_t filters, int64_t height, int64_t width,
                              float* output) {
-  using Function = void (*)(const Winograd&, const TileBlock&);
+  using Function = void (*)(const Winograd<float>&, const TileBlock<float>&);
   std::vector<Function> functions{plain_block};
 #if defined(__x86_64__)
   if (has_avx2()) functions.push_back(avx2_block);
   if (has_avx512()) functions.push_back(avx512_block);
 #endif
   if (instructions >= int(functions.size())) return false;
-  Winograd c{};
+  Winograd<float> c{};
   c.groups = 1, c.channels = channels, c.filters = filters, c.rows_above = 1, c.columns_left = 1;
   c.in = {batch, channels, height, width, channels * height * width, 1, channels};
   c.out = {batch, filters, height, width, filters * height * width, 1, filters};
   c.input = input, c.weights = weights, c.bias = bias, c.output = output, c.rectify = true;
-  TileBlock block{0, batch * c.tiles(), 0, filters, nullptr, nullptr, nullptr};
+  TileBlock<float> block{0, batch * c.tiles(), 0, filters, nullptr, nullptr, nullptr};
   const std::vector<float> zeros(channels);
   std::vector<float> values(kPlaces * block.room() * channels), products(kPlaces * block.room() * filters);
   block.zeros = zeros.data(), block.values = values.data(), block.products = products.data();

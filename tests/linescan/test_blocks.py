@@ -13,12 +13,18 @@ from torch import Tensor
 from stadfast import ops
 from stadfast.linescan import RowStreamer, steady
 
-pytestmark = pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX")
+pytestmark = pytest.mark.skipif(not ops.has_bf16(), reason="this processor does not multiply bfloat16")
 
 WIDTH = 288  # more than 16 columns in layer 3
 STAGES = {("stream_pool_blocks_", 4), ("stream_stage_", 3)}  # layer 1 behind the stem, layers 2 and 3
 # The cache holds the filters of three convolutions of layer 2, or of two; this network has no layer 3.
 DEEP_STAGES = {("stream_pool_blocks_", 6), ("stream_stage_", 3), ("stream_blocks_", 2)}
+
+
+@pytest.fixture(autouse=True)
+def plain_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with AMX, also by vectors."""
+    monkeypatch.setattr("stadfast.ops.convolution.has_amx", lambda: True)
 
 
 def streamed(
@@ -89,3 +95,14 @@ def test_a_state_from_elsewhere_is_taken_over() -> None:
         assert torch.equal(again, first)
     finally:
         torch.set_num_threads(before)
+
+
+def test_without_matrix_units_convolutions_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Winograd's algorithm, whose tiles lie elsewhere in every push: equal but for bfloat16."""
+    strip = torch.rand(1, 3, 640, WIDTH, generator=torch.Generator().manual_seed(0))
+    wanted, _ = streamed("resnet18", strip, [32] * 20, monkeypatch, threads=2)
+    monkeypatch.setattr("stadfast.ops.convolution.has_amx", lambda: False)
+    for pushes in ([32] * 20, [7, 200, 33, 400]):
+        found, taken = streamed("resnet18", strip, pushes, monkeypatch, threads=2)
+        assert not taken
+        assert (found - wanted).abs().max() < 0.05 * wanted.max()

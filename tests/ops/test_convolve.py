@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from torch import Tensor
 from stadfast import ops
 from stadfast.ops import plain_pytorch
 
-needs_amx = pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX")
+needs_bf16 = pytest.mark.skipif(not ops.has_bf16(), reason="this processor does not multiply bfloat16")
 
 # (batch, groups, channels in and out of a group, height, width, kernel, stride, padding)
 GEOMETRIES = [
@@ -77,7 +81,7 @@ def assert_equal(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=1e-4)
 
 
-@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_amx), False])
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_bf16), False])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -100,7 +104,7 @@ POOLED = [  # and the pooling's side, stride, paddings
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_amx), False])
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_bf16), False])
 @pytest.mark.parametrize(("geometry", "pooling"), POOLED, ids=str)
 def test_pooled_equals_both_apart(geometry: tuple, pooling: tuple, compiled: bool, threads: int) -> None:
     x, weight, bias, residual = case(geometry)
@@ -118,7 +122,7 @@ def test_pooled_equals_both_apart(geometry: tuple, pooling: tuple, compiled: boo
     torch.testing.assert_close(found, wanted, rtol=0 if compiled else 2**-7, atol=0 if compiled else 1e-4)
 
 
-@needs_amx
+@needs_bf16
 def test_nan_is_the_highest_and_zero_the_lowest() -> None:
     geometry, pooling = POOLED[1]
     x, weight, bias, _ = case(geometry)
@@ -132,7 +136,7 @@ def test_nan_is_the_highest_and_zero_the_lowest() -> None:
     assert torch.equal(found.nan_to_num(0.0), torch.zeros_like(found))
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[9]], ids=str)
 def test_threads_change_nothing(geometry: tuple, threads: int) -> None:
@@ -146,7 +150,7 @@ def test_threads_change_nothing(geometry: tuple, threads: int) -> None:
         torch.set_num_threads(before)
 
 
-@needs_amx
+@needs_bf16
 def test_views_of_rows_and_channels_and_the_residual_itself() -> None:
     """As row streaming has them: windows of a memory, results behind the rows that are carried, sums in place."""
     geometry = GEOMETRIES[1]
@@ -162,7 +166,7 @@ def test_views_of_rows_and_channels_and_the_residual_itself() -> None:
     assert not memory[:, :, :2].any()
 
 
-@needs_amx
+@needs_bf16
 def test_planar_features_are_copied() -> None:
     geometry = GEOMETRIES[0]
     x, weight, bias, residual = case(geometry)
@@ -172,7 +176,7 @@ def test_planar_features_are_copied() -> None:
     assert_equal(found, exact(x, weight, bias, residual, geometry, False))
 
 
-@needs_amx
+@needs_bf16
 def test_nan_and_infinity_stay() -> None:
     geometry = GEOMETRIES[0]
     x, weight, bias, residual = case(geometry)
@@ -183,7 +187,7 @@ def test_nan_and_infinity_stay() -> None:
     assert found[0, 2:, 2:, 2:].isfinite().all()
 
 
-@needs_amx
+@needs_bf16
 def test_others_tiles_are_left_alone() -> None:
     """oneDNN keeps its tiles' shapes between two calls."""
     geometry = GEOMETRIES[1]
@@ -194,7 +198,7 @@ def test_others_tiles_are_left_alone() -> None:
         assert torch.equal(F.conv2d(x, weight, bias.bfloat16(), 1, (0, 1), 1, 2), before)
 
 
-@needs_amx
+@needs_bf16
 def test_operator_contract() -> None:
     geometry = GEOMETRIES[2]
     x, weight, bias, residual = case(geometry)
@@ -217,14 +221,14 @@ def test_operator_contract() -> None:
     torch.library.opcheck(torch.ops.stadfast.convolve_pool.default, pooled)
 
 
-@needs_amx
+@needs_bf16
 def test_what_convolve_takes() -> None:
     weight = torch.zeros(64, 32, 3, 3, dtype=torch.bfloat16)
     assert ops.convolve_takes(weight, [1, 1], [1, 1], 2)
     assert not ops.convolve_takes(weight.half(), [1, 1], [1, 1], 2)
     assert ops.convolve_takes(weight[:, :6], [1, 1], [1, 1], 1)
     assert not ops.convolve_takes(weight[:, :5], [1, 1], [1, 1], 1)
-    assert not ops.convolve_takes(weight[:, :16], [1, 1], [1, 1], 2)
+    assert not ops.convolve_takes(weight[:, :16], [2, 2], [1, 1], 2)
     assert not ops.convolve_takes(weight[:40], [1, 1], [1, 1], 1)
     assert not ops.convolve_takes(weight, [1, 2], [1, 1], 2)
     assert not ops.convolve_takes(weight, [1, 1], [2, 2], 2)
@@ -233,7 +237,7 @@ def test_what_convolve_takes() -> None:
         assert not ops.convolve_takes(weight, [1, 1], [1, 1], 2)
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -262,3 +266,11 @@ def test_mistakes(change: dict, message: str) -> None:
     given["output"] = interleaved(given["output"])
     with pytest.raises(RuntimeError, match=message):
         run(**given, geometry=geometry, relu=True)
+
+
+@pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX: all tests ran without")
+def test_without_matrix_units() -> None:
+    """The same by vectors, in a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "not without_matrix_units", str(Path(__file__))]
+    done = subprocess.run(command, env=os.environ | {"STADFAST_AMX": "0"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

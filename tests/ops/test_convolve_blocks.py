@@ -11,7 +11,7 @@ from torch import Tensor
 from stadfast import ops
 from stadfast.ops import plain_pytorch, reference
 
-needs_amx = pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX")
+needs_bf16 = pytest.mark.skipif(not ops.has_bf16(), reason="this processor does not multiply bfloat16")
 
 # (batch, groups, channels of a group, height, width, blocks)
 GEOMETRIES = [
@@ -83,7 +83,7 @@ def set_threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_equals_its_convolutions(geometry: tuple, threads: int, set_threads: Callable[[int], None]) -> None:
@@ -95,7 +95,7 @@ def test_equals_its_convolutions(geometry: tuple, threads: int, set_threads: Cal
     assert torch.equal(found, wanted)
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("geometry", STEMS, ids=str)
 def test_equals_both_apart(geometry: tuple, threads: int, set_threads: Callable[[int], None]) -> None:
@@ -112,14 +112,14 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize("geometry", GEOMETRIES[:-1], ids=str)
 def test_equals_the_reference(geometry: tuple) -> None:
     given = case(geometry)
     assert_close(ops.convolve_blocks(*given), reference.convolve_blocks(*given))
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize("geometry", STEMS[:-1], ids=str)
 def test_equals_the_reference_of_both(geometry: tuple) -> None:
     stem, rest = stem_case(geometry)
@@ -142,7 +142,7 @@ def test_the_reference_equals_torch() -> None:
     assert torch.equal(found, sums.relu().bfloat16())
 
 
-@needs_amx
+@needs_bf16
 def test_views_and_planar_features() -> None:
     given, rest = case(GEOMETRIES[1])[0], case(GEOMETRIES[1])[1:]
     wanted = ops.convolve_blocks(given, *rest)
@@ -151,7 +151,7 @@ def test_views_and_planar_features() -> None:
     assert torch.equal(ops.convolve_blocks(wide[:, given.shape[1] :], *rest), wanted)
 
 
-@needs_amx
+@needs_bf16
 def test_nan_passes_through() -> None:
     """As far as two 3 x 3 convolutions see, and no further: nothing of a row that was there before is left."""
     x, filters, bias, groups = case((2, 1, 32, 12, 40, 1))
@@ -163,7 +163,7 @@ def test_nan_passes_through() -> None:
     assert torch.equal(ops.convolve_blocks(x.nan_to_num(), filters, bias, groups)[1], found[1])
 
 
-@needs_amx
+@needs_bf16
 def test_operator_contract() -> None:
     torch.library.opcheck(torch.ops.stadfast.convolve_blocks.default, case(GEOMETRIES[1]))
     stem, rest = stem_case(STEMS[0])
@@ -174,7 +174,7 @@ def test_operator_contract() -> None:
 SMALL = case(GEOMETRIES[0])
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -201,7 +201,7 @@ def test_mistakes(change: dict, message: str) -> None:
         ops.convolve_blocks(**{**given, **change})
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [

@@ -13,7 +13,7 @@ from stadfast.ops import plain_pytorch, reference
 
 from .test_convolve_blocks import random
 
-pytestmark = pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX")
+pytestmark = pytest.mark.skipif(not ops.has_bf16(), reason="this processor does not multiply bfloat16")
 
 # (batch, groups, channels in and out of a group, height, width, convolutions after the first, stride)
 GEOMETRIES = [

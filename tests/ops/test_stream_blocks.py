@@ -13,7 +13,7 @@ from stadfast.ops import plain_pytorch
 
 from .test_convolve_blocks import STEMS, blocks, case, random, stem_case
 
-needs_amx = pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX")
+needs_bf16 = pytest.mark.skipif(not ops.has_bf16(), reason="this processor does not multiply bfloat16")
 
 # (groups, channels of a group, width, blocks, rows of each step)
 STRIPS = [
@@ -27,7 +27,7 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_amx), False])
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_bf16), False])
 @pytest.mark.parametrize("strip", STRIPS, ids=str)
 def test_steps_give_the_rows_of_the_whole(strip: tuple, compiled: bool) -> None:
     groups, channels, width, count, steps = strip
@@ -55,7 +55,7 @@ def test_steps_give_the_rows_of_the_whole(strip: tuple, compiled: bool) -> None:
     assert torch.equal(carried[:1], x[:, :, -2:])
 
 
-@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_amx), False])
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_bf16), False])
 @pytest.mark.parametrize("geometry", STEMS[:4], ids=str)
 def test_behind_a_pooling(geometry: tuple, compiled: bool) -> None:
     stem, (filters, bias, groups) = stem_case((1, *geometry[1:]))
@@ -104,7 +104,7 @@ def stage_case(geometry: tuple[int, ...]) -> dict:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_amx), False])
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_bf16), False])
 @pytest.mark.parametrize("geometry", STAGES, ids=str)
 def test_behind_a_stride(geometry: tuple, compiled: bool) -> None:
     given = stage_case(geometry)
@@ -128,7 +128,7 @@ def test_behind_a_stride(geometry: tuple, compiled: bool) -> None:
     assert torch.equal(given["shortcut"], shortcut)
 
 
-@needs_amx
+@needs_bf16
 def test_threads_change_nothing() -> None:
     groups, channels, width, count, steps = STRIPS[0]
     filters, bias = blocks(groups, channels, count)
@@ -156,7 +156,7 @@ def small() -> dict:
     }  # fmt: skip
 
 
-@needs_amx
+@needs_bf16
 def test_operator_contract() -> None:
     torch.library.opcheck(torch.ops.stadfast.stream_blocks_.default, tuple(small().values()))
     stem, rest = stem_case((1, *STEMS[0][1:]))
@@ -168,7 +168,7 @@ def test_operator_contract() -> None:
     torch.library.opcheck(torch.ops.stadfast.stream_stage_.default, tuple(stage.values()))
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -188,7 +188,7 @@ def test_mistakes(name: str, value: object, message: str) -> None:
         ops.stream_blocks_(**{**small(), name: value})
 
 
-@needs_amx
+@needs_bf16
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

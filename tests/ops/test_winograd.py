@@ -1,4 +1,4 @@
-"""convolve_ of float32, which is Winograd's, against torch's convolution."""
+"""convolve_ by Winograd's algorithm against torch's convolution."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from stadfast import ops
 from stadfast.ops import plain_pytorch
 
 compiled_only = pytest.mark.skipif("cpu" not in ops.backend().name, reason="no compiled kernels")
+
+needs_bf16 = pytest.mark.skipif(not ops.has_bf16(), reason="this processor does not multiply bfloat16")
+both = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 
 # (batch, groups, channels and filters of a group, height, width, padding)
 GEOMETRIES = [
@@ -29,7 +32,7 @@ GEOMETRIES = [
 ]
 
 
-def case(geometry: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def case(geometry: tuple, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(input, weight, bias, residual)."""
     batch, groups, channels, filters, height, width, (above, beside) = geometry
     generator = torch.Generator().manual_seed(0)
@@ -38,7 +41,7 @@ def case(geometry: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bias = torch.randn(groups * filters, generator=generator)
     size = (height + 2 * above - 2, width + 2 * beside - 2)
     residual = torch.randn(batch, groups * filters, *size, generator=generator)
-    return interleaved(x), weight, bias, interleaved(residual)
+    return interleaved(x.to(dtype)), weight.to(dtype), bias, interleaved(residual.to(dtype))
 
 
 def interleaved(x: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ def run(
     geometry: tuple,
     relu: bool,
 ):
-    filters = ops.pack_filters(weight)
+    filters = ops.pack_filters(weight, winograd=True)
     return ops.convolve_(output, x, filters, bias, residual, [3, 3], 1, geometry[-1], geometry[1], relu)
 
 
@@ -67,15 +70,18 @@ def exact(
 
 
 def assert_equal(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    narrow = found.dtype == torch.bfloat16  # what is multiplied is rounded, and so is the sum
+    tolerance = {"rtol": 2**-7, "atol": 0.03} if narrow else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(found.double(), wanted, **tolerance)
 
 
 @pytest.mark.parametrize("compiled", [pytest.param(True, marks=compiled_only), False])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_equals_torch(geometry: tuple, added: bool, relu: bool, compiled: bool) -> None:
-    x, weight, bias, residual = case(geometry)
+@both
+def test_equals_torch(dtype: torch.dtype, geometry: tuple, added: bool, relu: bool, compiled: bool) -> None:
+    x, weight, bias, residual = case(geometry, dtype)
     output = torch.full_like(residual, float("nan"))  # whatever was there
     with contextlib.nullcontext() if compiled else plain_pytorch():
         found = run(output, x, weight, bias, residual if added else None, geometry, relu)
@@ -93,11 +99,23 @@ def test_rounds_as_much_as_plain_sums() -> None:
     assert (found - wanted).abs().max() < 3 * (plain - wanted).abs().max()
 
 
+@needs_bf16
+def test_rounds_bfloat16_less_than_twice_as_much() -> None:
+    """Against sums of the weight as it was before it was bfloat16, both results rounded."""
+    geometry = (1, 1, 128, 128, 16, 16, (1, 1))
+    x, weight, bias, _ = case(geometry)
+    narrow, wanted = x.bfloat16(), exact(x.bfloat16(), weight, bias, None, geometry, False)
+    found = run(torch.empty_like(narrow), narrow, weight.bfloat16(), bias, None, geometry, False)
+    plain = exact(narrow, weight.bfloat16(), bias, None, geometry, False).bfloat16()
+    assert (found - wanted).square().mean().sqrt() < 2 * (plain - wanted).square().mean().sqrt()
+
+
 @compiled_only
 @pytest.mark.parametrize("threads", [1, 2, 3, 16])
 @pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[6], GEOMETRIES[7], GEOMETRIES[9]], ids=str)
-def test_threads_change_nothing(geometry: tuple, threads: int) -> None:
-    x, weight, bias, residual = case(geometry)
+@both
+def test_threads_change_nothing(dtype: torch.dtype, geometry: tuple, threads: int) -> None:
+    x, weight, bias, residual = case(geometry, dtype)
     once = run(torch.empty_like(residual), x, weight, bias, residual, geometry, True)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -108,10 +126,11 @@ def test_threads_change_nothing(geometry: tuple, threads: int) -> None:
 
 
 @compiled_only
-def test_views_of_rows_and_channels_and_the_residual_itself() -> None:
+@both
+def test_views_of_rows_and_channels_and_the_residual_itself(dtype: torch.dtype) -> None:
     """As row streaming has them: windows of a memory, results behind the rows that are carried, sums in place."""
     geometry = GEOMETRIES[0]
-    x, weight, bias, residual = case(geometry)
+    x, weight, bias, residual = case(geometry, dtype)
     wide = interleaved(torch.cat([x, x], dim=1))
     wide = interleaved(torch.cat([wide, wide], dim=2))
     memory = interleaved(torch.cat([torch.zeros_like(residual[:, :, :2]), residual], dim=2))
@@ -122,9 +141,10 @@ def test_views_of_rows_and_channels_and_the_residual_itself() -> None:
 
 
 @compiled_only
-def test_planar_features_are_copied() -> None:
+@both
+def test_planar_features_are_copied(dtype: torch.dtype) -> None:
     geometry = GEOMETRIES[1]
-    x, weight, bias, residual = case(geometry)
+    x, weight, bias, residual = case(geometry, dtype)
     found = run(
         torch.empty_like(residual), x.contiguous(), weight, bias, residual.contiguous(), geometry, False
     )
@@ -132,9 +152,10 @@ def test_planar_features_are_copied() -> None:
 
 
 @compiled_only
-def test_nan_stays_and_spreads_no_further_than_the_tile_beside() -> None:
+@both
+def test_nan_stays_and_spreads_no_further_than_the_tile_beside(dtype: torch.dtype) -> None:
     geometry = GEOMETRIES[0]
-    x, weight, bias, residual = case(geometry)
+    x, weight, bias, residual = case(geometry, dtype)
     x[0, 0, 0, 0], residual[0, 1, 7, 6] = float("nan"), float("inf")
     found = run(torch.empty_like(residual), x, weight, bias, residual, geometry, True)
     assert found[0, :, :2, :2].isnan().all()
@@ -144,10 +165,20 @@ def test_nan_stays_and_spreads_no_further_than_the_tile_beside() -> None:
 
 
 @compiled_only
-def test_operator_contract() -> None:
+@both
+def test_operator_contract(dtype: torch.dtype) -> None:
     geometry = GEOMETRIES[1]
-    x, weight, bias, residual = case(geometry)
-    arguments = (torch.empty_like(residual), x, ops.pack_filters(weight), bias, residual, [1, 1], 1, True)
+    x, weight, bias, residual = case(geometry, dtype)
+    arguments = (
+        torch.empty_like(residual),
+        x,
+        ops.pack_filters(weight, winograd=True),
+        bias,
+        residual,
+        [1, 1],
+        1,
+        True,
+    )
     torch.library.opcheck(torch.ops.stadfast.winograd_.default, arguments)
 
 
@@ -168,15 +199,26 @@ def test_what_convolve_takes() -> None:
         assert not ops.convolve_takes(weight, [1, 1], [1, 1], 1)
 
 
+@needs_bf16
+def test_on_matrix_units_plain_sums_are_faster() -> None:
+    weight = torch.zeros(64, 32, 3, 3).bfloat16()
+    assert ops.winograd_takes(weight, [1, 1], [1, 1], 1) is not ops.has_amx()
+    assert not ops.winograd_takes(weight, [2, 2], [1, 1], 1)
+    assert ops.convolve_takes(weight, [1, 1], [1, 1], 1)
+    assert not ops.is_winograd(ops.pack_filters(weight))
+    assert ops.is_winograd(ops.pack_filters(weight, winograd=True))
+
+
 @compiled_only
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"output": interleaved(torch.zeros(1, 64, 8, 11)), "residual": None}, "does not follow"),
         ({"output": torch.zeros(1, 64, 8, 12)}, "channels_last"),
-        ({"output": torch.zeros(1, 64, 8, 12, dtype=torch.bfloat16)}, "float32"),
-        ({"x": torch.zeros(1, 64, 8, 12, dtype=torch.bfloat16)}, "float32"),
-        ({"x": torch.zeros(64, 8, 12)}, "float32"),
+        ({"output": torch.zeros(1, 64, 8, 12, dtype=torch.bfloat16)}, "filters' type"),
+        ({"x": torch.zeros(1, 64, 8, 12, dtype=torch.bfloat16)}, "filters' type"),
+        ({"x": torch.zeros(64, 8, 12)}, "filters' type"),
+        ({"weight": torch.zeros(64, 64, 3, 3).double()}, "float32 or bfloat16"),
         ({"x": torch.zeros(1, 24, 8, 12)}, "multiples of 16"),
         ({"residual": torch.zeros(1, 64, 8, 11)}, "residual"),
         ({"weight": torch.zeros(64, 32, 3, 3)}, "pack_filters"),
@@ -199,7 +241,7 @@ def test_mistakes_are_named(change: dict, message: str) -> None:
         "output": torch.empty_like(residual), "x": x, "weight": weight, "bias": bias, "residual": residual,
         "kernel": (3, 3), "stride": 1, "padding": (1, 1), "groups": 1, **change,
     }  # fmt: skip
-    filters = ops.pack_filters(given.pop("weight"))
+    filters = ops.pack_filters(given.pop("weight"), winograd=True)
     with pytest.raises(RuntimeError, match=message):
         ops.convolve_(given["output"], given["x"], filters, given["bias"], given["residual"], given["kernel"],
                       given["stride"], given["padding"], given["groups"], True)  # fmt: skip

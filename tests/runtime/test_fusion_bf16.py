@@ -1,4 +1,4 @@
-"""Rewritten graphs in bfloat16 where the processor has AMX: our convolutions, alone, pooled and in blocks."""
+"""Rewritten graphs in bfloat16 where the processor multiplies it: our convolutions, alone, pooled and in blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from stadfast.runtime.siblings import join
 
 from .test_fusion import NETWORKS, Pair, calls, lowered, propagate, random
 
-pytestmark = pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX")
+pytestmark = pytest.mark.skipif(not ops.has_bf16(), reason="this processor does not multiply bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def plain_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with AMX, also by vectors."""
+    monkeypatch.setattr("stadfast.ops.convolution.has_amx", lambda: True)
 
 
 def in_bfloat16(module: nn.Module, x: Tensor) -> fx.GraphModule:
@@ -29,10 +35,12 @@ def assert_close(found: list[Tensor], wanted: list[Tensor]) -> None:
         assert (one.float() - other).abs().max() <= 0.05 * other.abs().max()
 
 
+@pytest.mark.parametrize("amx", [False, True], ids=["winograd", "sums"])
 @pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_every_network(name: str, joined: bool) -> None:
+def test_every_network(name: str, joined: bool, amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stadfast.ops.convolution.has_amx", lambda: amx)
     module, x = Pair(name, NETWORKS[name]), random(2, 3, 48, 56)
     graph = in_bfloat16(module, x)
     if joined:
