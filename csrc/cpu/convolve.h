@@ -1,4 +1,4 @@
-// Convolution of bfloat16 features, bias, addition and rectifier in one pass, on tiles: one row of the output.
+// Convolution of bfloat16 features, bias, addition and rectifier in one pass: one row of the output.
 //
 // 32 pixels by 32 channels at a time. Rows are copied first, with their padding and the channels of one group side by
 // side: then the values under a row of the window are neighbours, those of the next pixel begin one stride further,

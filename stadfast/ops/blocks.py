@@ -1,4 +1,4 @@
-"""Residual blocks of bfloat16 features in one pass, on the matrix units (AMX) of recent Intel processors."""
+"""Residual blocks of bfloat16 features in one pass: the way on matrix units (AMX); by vectors, too, if asked to."""
 
 from __future__ import annotations
 
