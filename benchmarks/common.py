@@ -134,9 +134,12 @@ def write_result(
     *,
     device: str = "cpu",
 ) -> Path:
-    """Write ``results/<name>.json``: ``{benchmark, command, date, machine, parameters, cases}``."""
+    """Write ``results/<name>.json``: ``{benchmark, command, date, machine, parameters, cases}``.
+
+    With the environment's ``STADFAST_MACHINE=zen4`` the file is ``<name>_zen4.json``, beside that of another machine.
+    """
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{'_'.join(filter(None, (name, os.environ.get('STADFAST_MACHINE'))))}.json"
     document = {
         "benchmark": name,
         "command": " ".join(
