@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from stadfast.runtime.memory import resident_memory
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = [
@@ -113,18 +115,12 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def memory(field: str = "VmRSS") -> int:
-    """Bytes of this process: those it has now, or with ``VmHWM`` at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
 def grown(run: Callable[[], Any]) -> int:
     """By how many bytes the peak of this process, which starts from here, grows while ``run`` runs."""
     Path("/proc/self/clear_refs").write_text("5")
-    before = memory()
+    before = resident_memory()
     run()
-    return memory("VmHWM") - before
+    return resident_memory(peak=True) - before
 
 
 def write_result(

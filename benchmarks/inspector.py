@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import memory, print_table, write_result
+from common import print_table, write_result
 from torch import Tensor
 
 import stadfast as sf
@@ -38,7 +38,7 @@ from stadfast.linescan import Callback, Event, Inspector, Notice, Sink, Status
 from stadfast.linescan.sinks import JsonLines
 from stadfast.linescan.sources import ArraySource, GeneratedWeb, Paced
 from stadfast.linescan.trial import inject, judge
-from stadfast.runtime.memory import keep_freed_memory
+from stadfast.runtime.memory import keep_freed_memory, resident_memory
 
 WIDTH, PITCH_MM, FIRST = (
     256,
@@ -164,7 +164,7 @@ class Memory(Sink):
         self.samples: list[tuple[int, float]] = []
 
     def status(self, status: Status) -> None:
-        self.samples.append((status.lines, memory() / 2**20))
+        self.samples.append((status.lines, resident_memory() / 2**20))
 
 
 def soak(lines: int) -> dict[str, Any]:

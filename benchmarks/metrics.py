@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 from common import grown, interleave, print_table, ratio, write_result
-from common import memory as memory_now
 
 from stadfast import metrics, ops
+from stadfast.runtime.memory import resident_memory
 
 SIZES = {"100 x 256 x 256": (100, 256), "60 x 700 x 700": (60, 700), "60 x 1024 x 1024": (60, 1024)}
 CONTENDERS = ("stadfast", "stadfast evaluate", "stadfast streaming", "anomalib", "adeval")
@@ -191,7 +191,7 @@ def long(passes: int = 32) -> dict[str, Any]:
     """The largest set again and again: exact counts, and memory that does not grow."""
     maps, masks = draw(*SIZES["60 x 1024 x 1024"])
     metric = metrics.AUPRO(LIMIT, exact=False).update(maps, masks)
-    once, before = metric.compute(), memory_now()
+    once, before = metric.compute(), resident_memory()
     for _ in range(passes - 1):
         metric.update(maps, masks)
     result, state = metric.compute(), metric.state
@@ -200,7 +200,7 @@ def long(passes: int = 32) -> dict[str, Any]:
     assert abs(result.value - once.value) < 1e-12
     return {
         "case": {"what": "long", "pixels": passes * maps.size},
-        "grown_megabytes": round((memory_now() - before) / 1e6, 1),
+        "grown_megabytes": round((resident_memory() - before) / 1e6, 1),
         "state_megabytes": round(sum(array.nbytes for array in state.values()) / 1e6, 2),
         "value": result.value,
         "bound": result.bound,

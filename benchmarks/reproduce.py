@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import RESULTS, memory, no_folder, print_table, write_result
+from common import RESULTS, no_folder, print_table, write_result
 from published import published
 
 import stadfast as sf
 from stadfast.cli.evaluate import evaluate_detector
 from stadfast.cli.fit import parse_setting, parse_size
 from stadfast.methods import EpochRecord, create
+from stadfast.runtime.memory import resident_memory
 
 LEVELS = {"image": ("auroc", "ap"), "pixel": ("auroc", "ap"), "aupro": ("0.3", "0.05")}
 FIGURES = [(level, key) for level, keys in LEVELS.items() for key in keys]
@@ -178,7 +179,7 @@ def run(case: Case, options: argparse.Namespace, arguments: dict[str, Any]) -> d
             "cpu_s": round(worked, 1),
             **training_seconds(detector.history_),
         },
-        "peak_memory_mb": memory("VmHWM") // 2**20,
+        "peak_memory_mb": resident_memory(peak=True) // 2**20,
         **({"profile": profile(case.method, arguments, dataset)} if options.profile else {}),
     }
 

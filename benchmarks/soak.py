@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import memory as memory_now
 from common import print_table, write_result
 
 import stadfast as sf
+from stadfast.runtime.memory import resident_memory
 
 SAMPLES = 12  # of resident memory
 
@@ -75,7 +75,7 @@ class Soak:
         memory = []
         while time.monotonic() < end:
             time.sleep(seconds / SAMPLES)
-            memory.append(memory_now() / 1e6)
+            memory.append(resident_memory() / 1e6)
         for worker in workers:
             worker.join()
         return memory

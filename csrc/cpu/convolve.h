@@ -265,8 +265,7 @@ struct Work {
 
 SF_TILED inline void convolve_row(const Convolution& c, const Work& work) {
   alignas(64) float sums[2 * kTile * kChannels];
-  const auto multiply = amx_available() ? multiply_tiles : multiply_vectors;
-  const bool two_rows = c.rows_at_once() == 2;
+  const bool amx = amx_available(), two_rows = c.rows_at_once() == 2;
   const int64_t step = c.stride * (c.direct() ? c.in.pixel_stride : c.channels);  // from pixel to pixel
   const int64_t block = c.kernel_rows * c.depth() * kFilterBlock;
   Tiles tiles{work.windows, 0, 0, two_rows ? c.stride : 0, step, {}};
@@ -278,7 +277,8 @@ SF_TILED inline void convolve_row(const Convolution& c, const Work& work) {
           work.row + behind(i) < c.out.height ? std::clamp<int64_t>(c.out.width - column(i), 0, kTile) : 0;
     tiles.first = x * step, tiles.second = (column(1) < c.out.width ? column(1) : x) * step;
     for (int64_t f = work.first_filter; f < work.last_filter; f += kChannels) {
-      multiply(c, tiles, c.weights + f / kChannels * block, sums);
+      const uint16_t* filters = c.weights + f / kChannels * block;
+      amx ? multiply_tiles(c, tiles, filters, sums) : multiply_vectors(c, tiles, filters, sums);
       for (int64_t i = 0; i < 2; ++i) {
         const int64_t at = behind(i) * c.out.width + column(i), filter = f - work.first_filter;
         finish(c, sums + i * kTile * kChannels, tiles.pixels[i], c.bias + f,

@@ -7,11 +7,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .memory import resident_memory
 
 Contender = Callable[[Tensor], Any]
 _WARM_UP = 3
@@ -97,9 +98,7 @@ def peak_memory(device: torch.device) -> float:
     """The most memory so far in MB: the GPU's, or the process's with all of Python and torch in it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    # getrusage would count the process, too, that started this one.
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:"))
+    return resident_memory(peak=True) / 1e6
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import tempfile
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from ..errors import DataError
 from ..methods.graph import Prediction
 from ..report import overlay
 from ..runtime import Scorer
+from ..runtime.memory import resident_memory
 from .results import LabelledCounts, Report, Row, scores_bytes, scores_file, state_file
 from .sources import Item, Part, contents
 from .store import Store
@@ -130,7 +130,7 @@ class PartScorer:
         report.images = len(rows)
         report.defective = sum(row.defective is True for row in rows)
         report.broken = sum(row.error is not None for row in rows)
-        report.memory_mb = _resident_memory() / 1e6
+        report.memory_mb = resident_memory() / 1e6
         if self.job.labelled:
             self._output.write(state_file(part.number), counts.to_bytes())
         report.other_s = time.perf_counter() - began - report.read_s - report.score_s
@@ -220,8 +220,3 @@ def _picture(pixels: Tensor, anomaly_map: Tensor, threshold: float) -> bytes:
 
 def _size(image: Tensor) -> str:
     return " x ".join(str(side) for side in image.shape[-2:])
-
-
-def _resident_memory() -> int:
-    """Bytes that this process holds now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -9,6 +9,7 @@ import torch
 from strips import SMALL, assert_equal, detector, stream, strip, whole
 
 from stadfast.linescan import NativeMaps, TiledStreamer, images, native_maps
+from stadfast.runtime.memory import resident_memory
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (3, 45, 70), (2, 3, 130, 9)])
@@ -41,11 +42,6 @@ def test_what_is_faster_is_chosen_by_the_size(monkeypatch: pytest.MonkeyPatch) -
     assert_equal(many, native_maps(detector("stem"), large, depth_first=False))
 
 
-def memory(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 @pytest.mark.slow
 def test_large_images_in_memory_bounded_by_the_width() -> None:
     """Beside the map itself, a few blocks, whatever the height; and each part of the map is what its surroundings say.
@@ -58,9 +54,9 @@ def test_large_images_in_memory_bounded_by_the_width() -> None:
     image = rows.repeat(1, 1, height // 1000, 1)
     native_maps(detector("stem"), image[:, :, :1500])  # whatever is made once
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = memory("VmRSS")
+    before = resident_memory()
     maps = native_maps(detector("stem"), image)
-    beside = memory("VmHWM") - before - maps.nbytes
+    beside = resident_memory(peak=True) - before - maps.nbytes
     assert beside < 2 * image.nbytes  # the features of the first layer alone would be ten times as much
     part = native_maps(detector("stem"), image[:, :, 3000:3400], depth_first=False)
     assert_equal(maps[:, :, 3100:3300], part[:, :, 100:300])

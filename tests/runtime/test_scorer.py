@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from torch import Tensor
 import stadfast as sf
 from stadfast.errors import BundleError, DataError, UsageError
 from stadfast.runtime import Scorer, export
+from stadfast.runtime.memory import resident_memory
 
 
 @pytest.fixture(scope="module")
@@ -155,22 +155,19 @@ def test_eight_threads_give_the_results_of_one(scorer: Scorer, images: Tensor) -
 def test_hours_do_not_cost_memory(scorer: Scorer, images: Tensor) -> None:
     """Eight threads, batches and sizes mixed: what is resident after many calls is what was after some."""
 
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     def work(calls: int) -> None:
         for i in range(calls):
             scorer(images[: 4 + i % 2, :, : 60 + i % 5])
 
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("no /proc")
+    if not resident_memory():
+        pytest.skip("this system does not say")
     calls, threads, grown = 10, 8, []
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(5):
-            before = resident()
+            before = resident_memory()
             for done in [pool.submit(work, calls) for _ in range(threads)]:
                 done.result()
-            grown.append(resident() - before)
+            grown.append(resident_memory() - before)
     height, width = scorer.image_size
     maps = threads * calls * 4 * height * width * 4  # at least, in bytes
     assert min(grown) < maps / 2  # had it kept them, or anything larger, each round would have added as much
