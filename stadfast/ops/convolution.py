@@ -113,7 +113,7 @@ def convolve_(
     """``output = relu(F.conv2d(input, weight, bias, stride, padding, 1, groups) + residual)``, and ``output``.
 
     Sums are float32, of bfloat16 rounded once. Winograd's F(2 x 2, 3 x 3) rounds float32 about as much as plain sums;
-    of bfloat16 also what it multiplies, which makes the error of a result 1.6 times as large; what is not finite may
+    of bfloat16 also what it multiplies, which less than doubles the error of a result; what is not finite may
     spread to the pixel beside. Without gradients. Where the kernels are not, PyTorch's own operators run: slowly, as
     they need the weight as it was; ask :func:`convolve_takes` before.
 
