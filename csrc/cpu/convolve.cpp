@@ -63,21 +63,8 @@ void convolve_(Tensor output, Tensor input, Tensor filters, Tensor bias, std::op
 #endif
 }
 
-bool has_bf16() {
-#ifdef SF_TILES
-  return bf16_available();
-#else
-  return false;
-#endif
-}
-
-bool has_amx() {
-#ifdef SF_TILES
-  return amx_available();
-#else
-  return false;
-#endif
-}
+bool has_bf16() { return bf16_available(); }
+bool has_amx() { return amx_available(); }
 
 }  // namespace
 }  // namespace stadfast::cpu

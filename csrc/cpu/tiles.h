@@ -80,4 +80,11 @@ class TileScope {
 };
 
 }  // namespace stadfast::cpu
+#else
+namespace stadfast::cpu {
+
+inline bool bf16_available() { return false; }
+inline bool amx_available() { return false; }
+
+}  // namespace stadfast::cpu
 #endif

@@ -47,8 +47,10 @@ bool is_features(const Tensor& x, ScalarType type) { return x.dim() == 4 && x.sc
 // The arguments of winograd_, checked.
 template <class T>
 Winograd<T> prepare(Tensor& output, Tensor& input, const Tensor& filters, const Tensor& bias,
-                    std::optional<Tensor>& residual, const std::vector<int64_t>& padding, int64_t groups) {
+                    std::optional<Tensor>& residual, const std::vector<int64_t>& padding, int64_t groups,
+                    bool rectify) {
   Winograd<T> c{};
+  c.rectify = rectify;
   const ScalarType type = filters.scalar_type();
   SF_CHECK(is_features(input, type), "winograd_: expected an input (B, C, H, W), of the filters' type");
   SF_CHECK(
@@ -88,15 +90,12 @@ Winograd<T> prepare(Tensor& output, Tensor& input, const Tensor& filters, const 
 void winograd_(Tensor output, Tensor input, Tensor filters, Tensor bias, std::optional<Tensor> residual,
                std::vector<int64_t> padding, int64_t groups, bool rectify) {
   if (filters.scalar_type() == ScalarType::Float) {
-    Winograd<float> c = prepare<float>(output, input, filters, bias, residual, padding, groups);
-    c.rectify = rectify;
     static const auto convolve = fastest_block();
-    run(c, convolve);
+    run(prepare<float>(output, input, filters, bias, residual, padding, groups, rectify), convolve);
     return;
   }
   SF_CHECK(filters.scalar_type() == ScalarType::BFloat16, "winograd_: expected filters of float32 or bfloat16");
-  Winograd<uint16_t> c = prepare<uint16_t>(output, input, filters, bias, residual, padding, groups);
-  c.rectify = rectify;
+  const auto c = prepare<uint16_t>(output, input, filters, bias, residual, padding, groups, rectify);
 #ifdef SF_TILES
   SF_CHECK(bf16_available(), "winograd_: this processor does not multiply bfloat16 (AVX512-BF16)");
   run(c, narrow_block);

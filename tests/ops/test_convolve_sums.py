@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from stadfast import ops
-from stadfast.ops import _build
 
-HERE = Path(__file__).resolve().parent
+from .host import compile_host
+
 PIXELS = 32
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = _build.cxx_compiler()
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("convolve") / "convolve.so"
-    include = Path(torch.__file__).parent / "include"
-    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-attributes", "-Werror", "-shared", "-fPIC"]
-    source = HERE.parent / "cpp" / "run_convolve.cpp"
-    subprocess.run([compiler, *flags, f"-isystem{include}", str(source), "-o", str(target)], check=True)
-    return ctypes.CDLL(str(target))
+    return compile_host("convolve", tmp_path_factory.mktemp("convolve"), "-O2", "-Wno-attributes")
 
 
 @pytest.mark.parametrize("vectors", [False, True], ids=["tiles", "vectors"])
@@ -38,9 +28,8 @@ def test_sums(
     generator = torch.Generator().manual_seed(0)
     rows, columns = kernel
     weight = torch.randn(32, channels, rows, columns, generator=generator).bfloat16()
-    length = (
-        (PIXELS - 1) * stride + columns
-    ) * channels + 32  # tiles read on, and meet zeros among the filters
+    seen = ((PIXELS - 1) * stride + columns) * channels
+    length = seen + 32  # tiles read on, and meet zeros among the filters
     values = torch.randn(rows, length, generator=generator).bfloat16()
     memory = torch.zeros(PIXELS * 32 + 16)
     sums = memory[-(memory.data_ptr() // 4) % 16 :][: PIXELS * 32].view(PIXELS, 32)

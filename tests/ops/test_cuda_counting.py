@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from stadfast.ops import _build, reference_metrics
+from stadfast.ops import reference_metrics
 
+from .host import compile_host
 from .test_counting import draw
 from .test_regions import snake, spiral
-
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = _build.cxx_compiler()
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("kernels") / "counting.so"
-    include = Path(torch.__file__).parent / "include"
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror", "-shared", "-fPIC"]
-    source = HERE.parent / "cpp" / "run_counting.cpp"
-    subprocess.run([compiler, *flags, f"-isystem{include}", str(source), "-o", str(target)], check=True)
-    return ctypes.CDLL(str(target))
+    return compile_host("counting", tmp_path_factory.mktemp("counting"), "-O1", "-Wno-unknown-pragmas")
 
 
 def pointer(tensor: Tensor) -> ctypes.c_void_p:

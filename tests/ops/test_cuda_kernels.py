@@ -17,9 +17,9 @@ from torch import Tensor
 from stadfast.ops import _build, reference
 
 from .cases import COMBINATIONS, DTYPES, GRIDS, LAYOUTS, PYRAMIDS, pyramid
+from .host import compile_host
 from .symbols import unstable_symbols
 
-HERE = Path(__file__).resolve().parent
 GUARD = 64  # elements on both sides of every result, which the kernels must leave alone
 
 
@@ -46,17 +46,10 @@ class Map(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = _build.cxx_compiler()
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    include = Path(torch.__file__).parent / "include"
     # hidden: another emulator in this process must not share its variables
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
-    flags += ["-shared", "-fPIC", "-fvisibility=hidden"]
-    source = HERE.parent / "cpp" / "run_kernels.cpp"
-    subprocess.run([compiler, *flags, f"-isystem{include}", str(source), "-o", str(target)], check=True)
-    return ctypes.CDLL(str(target))
+    return compile_host(
+        "kernels", tmp_path_factory.mktemp("kernels"), "-O1", "-Wno-unknown-pragmas", "-fvisibility=hidden"
+    )
 
 
 def guarded(numel: int, dtype: torch.dtype) -> Tensor:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from stadfast.ops import _build
-
 from .cases import DTYPES, LAYOUTS
+from .host import compile_host
 from .test_cuda_kernels import GUARD, READ_IN_PLACE, View, guarded, untouched
 from .test_peer_distance import PAIRS, SHAPES, Pairs, assert_near, descriptors, expected
-
-HERE = Path(__file__).resolve().parent
 
 
 class Shape(ctypes.Structure):
@@ -41,17 +36,10 @@ class Edge(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = _build.cxx_compiler()
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("kernels") / "peers.so"
-    include = Path(torch.__file__).parent / "include"
     # hidden: another emulator in this process must not share its variables
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
-    flags += ["-shared", "-fPIC", "-fvisibility=hidden"]
-    source = HERE.parent / "cpp" / "run_peers.cpp"
-    subprocess.run([compiler, *flags, f"-isystem{include}", str(source), "-o", str(target)], check=True)
-    return ctypes.CDLL(str(target))
+    return compile_host(
+        "peers", tmp_path_factory.mktemp("peers"), "-O1", "-Wno-unknown-pragmas", "-fvisibility=hidden"
+    )
 
 
 def channels_last(x: Tensor) -> bool:

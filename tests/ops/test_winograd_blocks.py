@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from stadfast import ops
-from stadfast.ops import _build
 
+from .host import compile_host
 from .test_winograd import assert_equal, case, exact
-
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = _build.cxx_compiler()
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    target = tmp_path_factory.mktemp("winograd") / "winograd.so"
-    include = Path(torch.__file__).parent / "include"
-    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-attributes", "-Werror", "-shared", "-fPIC"]
-    source = HERE.parent / "cpp" / "run_winograd.cpp"
-    subprocess.run([compiler, *flags, f"-isystem{include}", str(source), "-o", str(target)], check=True)
-    return ctypes.CDLL(str(target))
+    return compile_host("winograd", tmp_path_factory.mktemp("winograd"), "-O2", "-Wno-attributes")
 
 
 @pytest.mark.parametrize("instructions", [0, 1, 2], ids=["plain", "AVX2", "AVX-512"])

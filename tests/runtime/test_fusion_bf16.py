@@ -118,6 +118,18 @@ class Chain(nn.Module):
         return [features[-1], x.mean((2, 3)) if self.added else image, features[self.wanted or -1]]
 
 
+def joined_and_apart(
+    module: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """The graph with blocks as single operators, and convolution by convolution."""
+    joined, apart = (in_bfloat16(module, x) for _ in range(2))
+    fusion.fuse(joined)
+    with monkeypatch.context() as patch:
+        patch.setattr(fusion, "join_blocks", lambda graph: None)
+        fusion.fuse(apart)
+    return joined, apart
+
+
 CHAINS = {  # and how many operators take how many convolutions
     "two": (Chain(Block(32), Block(32)), [4]),
     "one between is wanted": (Chain(Block(32), Block(32), Block(32), wanted=2), [4, 2]),
@@ -132,13 +144,9 @@ CHAINS = {  # and how many operators take how many convolutions
 @torch.no_grad()
 def test_which_blocks_are_joined(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (module, counts), x = CHAINS[name], random(1, 3, 50, 33)
-    graph = in_bfloat16(module, x)
-    fusion.fuse(graph)
+    graph, apart = joined_and_apart(module, x, monkeypatch)
     joined = [node for node in graph.graph.nodes if node.target is convolutions.residual_blocks]
     assert [len(getattr(graph, node.args[1].target)) for node in joined] == counts
-    monkeypatch.setattr(fusion, "join_blocks", lambda graph: None)
-    apart = in_bfloat16(module, x)
-    fusion.fuse(apart)
     for found, wanted in zip(graph(x), apart(x), strict=True):
         assert torch.equal(found, wanted)
 
@@ -178,13 +186,9 @@ STRIDED = {  # and how many of the later convolutions are joined with them
 @torch.no_grad()
 def test_which_strided_stages_are_joined(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     (module, counts), x = STRIDED[name], random(1, 3, 100, 66)
-    graph = in_bfloat16(module, x)
-    fusion.fuse(graph)
+    graph, apart = joined_and_apart(module, x, monkeypatch)
     joined = [node for node in graph.graph.nodes if node.target is convolutions.strided_stage]
     assert [len(getattr(graph, node.args[5].target)) for node in joined] == counts
-    monkeypatch.setattr(fusion, "join_blocks", lambda graph: None)
-    apart = in_bfloat16(module, x)
-    fusion.fuse(apart)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
