@@ -15,6 +15,7 @@ namespace stadfast::cpu {
 constexpr int64_t kSide = 4, kPlaces = kSide * kSide;  // of a tile of the input
 constexpr int64_t kPanel = 16;                         // filters side by side
 constexpr int64_t kTogether = 6;                       // tiles whose sums fill the registers
+constexpr int kSecondCache = 2;                        // as __builtin_prefetch calls it
 
 // Sizes and memory, in elements. Channels are those of one group, filters those of all.
 template <class T>
@@ -65,6 +66,14 @@ void find_pixels(const Winograd<T>& c, const TileBlock<T>& block, int64_t tile, 
     const bool inside = row >= 0 && row < c.in.height && column >= 0 && column < c.in.width;
     pixels[i] = inside ? input + (row * c.in.width + column) * c.in.pixel_stride : block.zeros;
   }
+}
+
+// A block's weights at one place, from a filter on. Behind the block's last are those of the next place, and behind all
+// the first, which the next block begins with.
+template <class T>
+const T* weights_of(const Winograd<T>& c, const TileBlock<T>& block, int64_t place, int64_t filter) {
+  if (filter >= block.filters()) place = (place + 1) % kPlaces, filter = 0;
+  return c.weights + (place * c.filters + block.first_filter + filter) * c.channels;
 }
 
 #define SF_INLINE inline __attribute__((always_inline))
@@ -127,12 +136,14 @@ SF_INLINE void transform_input(const Winograd<float>& c, const TileBlock<float>&
   }
 }
 
-// kTogether tiles by kVectors times N filters at one place; `panel`: from one panel of filters to the next.
+// kTogether tiles by kVectors times N filters at one place; `panel`: from one panel of filters to the next; `next`: a
+// panel to fetch meanwhile.
 template <int N, int kVectors>
 SF_INLINE void multiply(const float* values, const float* weights, int64_t channels, int64_t panel, float* products,
-                        int64_t filters) {
+                        int64_t filters, const float* next) {
   Floats<N> sums[kTogether][kVectors] = {};
-  for (int64_t k = 0; k < channels; ++k, weights += kPanel) {
+  for (int64_t k = 0; k < channels; ++k, weights += kPanel, next += kPanel) {
+    __builtin_prefetch(next, 0, kSecondCache);
     Floats<N> row[kVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) row[j] = floats<N>(weights + j * N / kPanel * panel + j * N % kPanel);
@@ -149,13 +160,19 @@ SF_INLINE void multiply(const float* values, const float* weights, int64_t chann
     for (int j = 0; j < kVectors; ++j) floats<N>(products + i * filters + j * N) = sums[i][j];
 }
 
-// All tiles of a block by kVectors times N filters, of which `filter` is the first.
+// All tiles of a block by kVectors times N filters, of which `filter` is the first. A layer's weights come from memory
+// as often as not, and the first tiles would wait for them: the panels that follow are fetched ahead, one for each few
+// tiles.
 template <int N, int kVectors>
 SF_INLINE void multiply_tiles(const Winograd<float>& c, const TileBlock<float>& block, int64_t place, int64_t filter) {
-  const float* weights = c.weights + (place * c.filters + block.first_filter + filter) * c.channels;
+  constexpr int kPanels = kVectors * N / kPanel;
+  const int64_t panel = kPanel * c.channels;
+  const float* weights = weights_of(c, block, place, filter);
+  const float* next = weights_of(c, block, place, filter + kVectors * N);
   for (int64_t i = 0, at = place * block.room(); i < block.count; i += kTogether, at += kTogether)
-    multiply<N, kVectors>(block.values + at * c.channels, weights, c.channels, kPanel * c.channels,
-                          block.products + at * block.filters() + filter, block.filters());
+    multiply<N, kVectors>(block.values + at * c.channels, weights, c.channels, panel,
+                          block.products + at * block.filters() + filter, block.filters(),
+                          next + i / kTogether % kPanels * panel);
 }
 
 // The products' transform, + bias, + residual, rectified.

@@ -43,16 +43,18 @@ SF_TILED inline void transform_input(const Winograd<uint16_t>& c, const TileBloc
   }
 }
 
-// kTogether tiles by kPanels panels of filters at one place; `panel`: from one of these to the next.
+// kTogether tiles by kPanels panels of filters at one place; `panel`: from one of these to the next; `next`: one to
+// fetch meanwhile.
 template <int kPanels>
 SF_TILED inline void multiply(const uint16_t* values, const uint16_t* weights, int64_t channels, int64_t panel,
-                              float* products, int64_t filters) {
+                              float* products, int64_t filters, const uint16_t* next) {
   __m512 sums[kTogether][kPanels];
 #pragma GCC unroll 6
   for (int i = 0; i < kTogether; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < kPanels; ++j) sums[i][j] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < channels; k += 2, weights += 2 * kPanel) {  // pairs of channels
+  for (int64_t k = 0; k < channels; k += 2, weights += 2 * kPanel, next += 2 * kPanel) {  // pairs of channels
+    __builtin_prefetch(next, 0, kSecondCache);
     __m512bh row[kPanels];
 #pragma GCC unroll 4
     for (int j = 0; j < kPanels; ++j) row[j] = (__m512bh)_mm512_loadu_si512(weights + j * panel);
@@ -75,10 +77,13 @@ SF_TILED inline void multiply(const uint16_t* values, const uint16_t* weights, i
 template <int kPanels>
 SF_TILED inline void multiply_tiles(const Winograd<uint16_t>& c, const TileBlock<uint16_t>& block, int64_t place,
                                     int64_t filter) {
-  const uint16_t* weights = c.weights + (place * c.filters + block.first_filter + filter) * c.channels;
+  const int64_t panel = kPanel * c.channels;
+  const uint16_t* weights = weights_of(c, block, place, filter);
+  const uint16_t* next = weights_of(c, block, place, filter + kPanels * kPanel);
   for (int64_t i = 0, at = place * block.room(); i < block.count; i += kTogether, at += kTogether)
-    multiply<kPanels>(block.values + at * c.channels, weights, c.channels, kPanel * c.channels,
-                      block.products + at * block.filters() + filter, block.filters());
+    multiply<kPanels>(block.values + at * c.channels, weights, c.channels, panel,
+                      block.products + at * block.filters() + filter, block.filters(),
+                      next + i / kTogether % kPanels * panel);
 }
 
 // The products' transform, + bias, + residual, rectified, rounded.
