@@ -18,6 +18,7 @@ constexpr int64_t kManyBytes = 1 << 20;  // of weights, that fill half of it: th
 template <class T, class Block>
 void run(const Winograd<T>& c, const Block& convolve) {
   const int64_t tiles = c.out.batch * c.tiles(), threads = torch::stable::get_num_threads();
+  if (tiles == 0) return;  // an empty batch
   const int64_t filters = c.filters / c.groups, panels = filters / kPanel;
   const bool apart = int64_t(sizeof(T)) * kPlaces * c.channels * filters > kManyBytes;
   const int64_t part = (panels + (apart ? threads : 1) - 1) / (apart ? threads : 1) * kPanel;  // of a group's filters

@@ -72,6 +72,12 @@ class Feed(threading.Thread):
         since = self._reading_since
         return 0.0 if since is None else time.monotonic() - since
 
+    def end(self) -> None:
+        """Read no more; what is waiting for room in the ring still comes. Called until the ring is closed."""
+        self._stopping = True
+        if self._reading_since is not None:  # not to wait for a source that hangs
+            self._ring.close()
+
     def stop(self) -> None:
         """No more lines: those in the ring can still be taken."""
         self._stopping = True

@@ -38,6 +38,8 @@ class Inspector:
     * The source fails: the strip ends, its events close. ``"recover"`` tries every ``retry_after`` seconds to open it
       again; then a new strip begins.
     * Lines of another width, depth or number of channels: the strip ends and a new one begins; ``"stop"`` ends here.
+      If they do not fit ``flat_field`` or ``margin``, they are left out, with a notice.
+    * A strip that is too short for the model: left out, with a notice; ``"stop"`` ends here.
     * A file or a rest of bytes that is no line: left out, with a notice; ``"stop"`` ends here.
     * A sink fails: a notice, and on without it for this once; ``"stop"`` ends here.
 
@@ -66,7 +68,8 @@ class Inspector:
         history: lines kept for thumbnails.
 
     Raises:
-        UsageError: an argument out of range.
+        UsageError: an argument out of range, or one that does not fit the model.
+        StadfastError: the detector is not fitted.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class Inspector:
         self._reporter = Reporter(sinks, capacity, status_every, stop_at_fault=on_fault == "stop")
         self._connection = Connection(source, self._reporter, self._is_stopping, stall_after, retry_after)
         self._notices: SimpleQueue[Notice] = SimpleQueue()
-        self._stopping = False
+        self._stopping = self._began = False
         self._streamers: dict[int, Streamer] = {}
 
     @property
@@ -138,16 +141,20 @@ class Inspector:
         return self._reporter.status
 
     def run(self) -> Status:
-        """Inspect until the source ends, or :meth:`stop` is called.
+        """Inspect until the source ends, or :meth:`stop` is called; once.
 
         Returns:
             The last status.
 
         Raises:
+            UsageError: it has run before.
             SourceError: the source cannot be opened at the beginning; or it failed, with ``on_fault="stop"``.
             SinkError: a sink cannot begin; or it failed, with ``on_fault="stop"``.
             Exception: of the streamer or the tracker, as it came, once every open event has closed.
         """
+        if self._began:
+            raise UsageError("an Inspector runs once: make another one, whose counts begin at zero")
+        self._began = True
         self._reporter.begin()
         self._next_id = 0
         try:
@@ -177,14 +184,20 @@ class Inspector:
     def _inspect(self, first: Block) -> Block | None:
         """One strip; the lines that begin the next one, or None."""
         width, channels, dtype = format_of(first)
+        try:
+            strip = self._new_strip(width, counted=first.encoder is not None)
+        except Exception as error:
+            if isinstance(error, UsageError) and self._reporter.strips:
+                return self._leave_out(first, error)
+            self._fail(None, error)  # the very first lines do not fit: nobody would want to go on
+            raise
         ring = RowRing(width, self._capacity, channels, dtype, self._overrun)
-        strip = self._new_strip(width)
         self._reporter.begin_strip(ring, strip)
         feed = Feed(self._source, first, ring, self._notices)
         feed.start()
         try:
             self._take_all(feed, ring, strip)
-            self._work(strip, strip.finish)
+            self._finish(strip)
             self._reporter.gaps(ring)
         except Exception as error:
             self._fail(strip, error)
@@ -202,20 +215,39 @@ class Inspector:
             self._reporter.notice(Notice("format", message, self._reporter.line, fault=True))
         return None if self._is_stopping() else feed.next
 
-    def _new_strip(self, width: int) -> Strip:
+    def _leave_out(self, first: Block, error: UsageError) -> Block | None:
+        """What comes after lines that do not fit."""
+        message = f"lines of {_words(first)} are left out: {error}"
+        self._reporter.notice(Notice("format", message, self._reporter.line, fault=True))
+        block: Block | None = first
+        while block is not None and format_of(block) == format_of(first):
+            block = self._connection.first_block()
+        return block
+
+    def _finish(self, strip: Strip) -> None:
+        """The strip's last rows."""
+        try:
+            self._work(strip, strip.finish)
+        except UsageError as error:  # a strip too short for a border
+            self._streamers = {}
+            message = f"the end of a strip is left out: {error}"
+            self._reporter.notice(Notice("format", message, self._reporter.line, fault=True))
+            self._work(strip, strip.close)
+
+    def _new_strip(self, width: int, *, counted: bool) -> Strip:
         if width not in self._streamers:
             self._streamers = {width: self._make_streamer(width)}  # one at a time: they are large
         tracker = DefectTracker(width, **self._tracking, pixel_pitch=self._pitch)
         return Strip(
             self._streamers[width], tracker, self._reporter.strips, self._reporter.line, self._next_id,
-            self._pitch, self._history,
+            self._pitch, self._history, counted=counted,
         )  # fmt: skip
 
     def _take_all(self, feed: Feed, ring: RowRing, strip: Strip) -> None:
         """Every line that comes, until the ring is closed and empty."""
         while True:
             if self._is_stopping():
-                feed.stop()
+                feed.end()
             try:
                 view = ring.take(self._rows_per_push, POLL_S)
             except RingTimeoutError:
@@ -240,14 +272,15 @@ class Inspector:
         self._reporter.events(events)
         self._reporter.worked(time.perf_counter() - began)
 
-    def _fail(self, strip: Strip, error: Exception) -> None:
+    def _fail(self, strip: Strip | None, error: Exception) -> None:
         """An error of our own: what is known of the open events goes out before it does."""
         reporter = self._reporter
         message = f"the inspection failed: {type(error).__name__}: {error}"
         reporter.notice(Notice("error", message, reporter.line, fault=True))
         reporter.state = "failed"
         try:
-            self._work(strip, strip.close)
+            if strip is not None:
+                self._work(strip, strip.close)
         except Exception as another:  # the tracker's own state may be what is broken
             words = f"open events are lost: {type(another).__name__}: {another}"
             reporter.notice(Notice("error", words, reporter.line, fault=True))

@@ -63,7 +63,7 @@ class Event:
         first_time, last_time: when its first and last line were taken, seconds since the epoch. (Lines that are older
             than the inspector's history count as the oldest in it.)
         delay: seconds from ``last_time`` to this report.
-        encoder: counts at the first and the last line.
+        encoder: counts at the first and the last line; None: the source has no encoder.
         at_gap: lines were lost so near to it that the map there may be the gap's.
         cut_off: its strip ended in it (the source's end or failure, lines of another format, an error of the
             inspector's): it may have gone on.
@@ -77,7 +77,7 @@ class Event:
     first_time: float
     last_time: float
     delay: float
-    encoder: tuple[int, int]
+    encoder: tuple[int, int] | None
     at_gap: bool
     cut_off: bool = False
     thumbnail: np.ndarray | None = None

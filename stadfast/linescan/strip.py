@@ -23,6 +23,7 @@ from .tracker import DefectEvent, DefectTracker
 
 _MARGIN = 16  # pixels around a defect in its thumbnail
 _THUMBNAIL = 256  # pixels of its longer side, at most
+_WIDTH = 256  # of a streamer that is made before a line has come
 
 
 class Streamer(Protocol):
@@ -46,7 +47,8 @@ def streamer_factory(
         options: of the streamer.
 
     Raises:
-        UsageError: no threshold, or one that is not finite.
+        UsageError: no threshold, or one that is not finite; an option that does not fit the model.
+        StadfastError: the detector is not fitted.
     """
     if not isinstance(model, (str, os.PathLike)) and not hasattr(model, "graph_") and callable(model):
         if threshold is None:
@@ -54,23 +56,34 @@ def streamer_factory(
         return model, float(threshold)
     from ..methods import load
     from ..runtime.archive import read_metadata
-    from .native import is_archive
+    from .native import graph_of, is_archive
     from .streamer import RowStreamer
     from .tiles import TiledStreamer
 
     if is_archive(model):
         if overlap is not None:
             raise UsageError(f"overlap: tiles need a detector or its bundle, got the archive {model}")
-        detector, default = model, read_metadata(model)["pixel_threshold"]
+        detector = model
+        threshold = read_metadata(model)["pixel_threshold"] if threshold is None else threshold
     else:
         detector = load(model, device="cpu") if isinstance(model, (str, os.PathLike)) else model
-        default = detector.pixel_threshold_
-    threshold = default if threshold is None else threshold
+        graph_of(detector)  # its error, if it is not fitted
+        threshold = detector.pixel_threshold_ if threshold is None else threshold
     if not math.isfinite(threshold):
         raise UsageError(f"threshold: expected a finite number, got {threshold!r}")
-    if overlap is None:
-        return lambda width: RowStreamer(detector, width, **options), float(threshold)
-    return lambda width: TiledStreamer(detector, width, overlap=overlap, **options), float(threshold)
+    flat_field = options["flat_field"]
+    width = _WIDTH if flat_field is None else flat_field.gain.shape[-1]
+    # Made before the first line comes: nothing waits for it then, and an option that does not fit is known at once.
+    if overlap is not None:
+        TiledStreamer(detector, width, overlap=overlap, **options)
+        return lambda width: TiledStreamer(detector, width, overlap=overlap, **options), float(threshold)
+    streamer = RowStreamer(detector, width, **options)
+
+    def of_width(width: int) -> Streamer:
+        streamer.set_width(width, flat_field)
+        return streamer
+
+    return of_width, float(threshold)
 
 
 class Piece(NamedTuple):
@@ -95,14 +108,15 @@ class Strip:
         first_id: of its first event.
         pitch: mm of a pixel (along, across), or None.
         history: lines kept for thumbnails; enough for the delay is kept anyhow.
+        counted: whether the source has an encoder; else the ring's counts are of its lines.
     """
 
     def __init__(
         self, streamer: Streamer, tracker: DefectTracker, number: int, first_line: int, first_id: int,
-        pitch: tuple[float, float] | None, history: int,
+        pitch: tuple[float, float] | None, history: int, *, counted: bool = True,
     ) -> None:  # fmt: skip
         self._streamer, self._tracker, self._number = streamer, tracker, number
-        self._first_line, self._first_id, self._pitch = first_line, first_id, pitch
+        self._first_line, self._first_id, self._pitch, self._counted = first_line, first_id, pitch, counted
         kept = history + 2 * streamer.delay_rows
         self._images, self._times, self._encoder = RowHistory(kept), RowHistory(kept), RowHistory(kept)
         self._maps = RowHistory(kept)
@@ -187,14 +201,14 @@ class Strip:
             absorbed=tuple(self._first_id + number for number in found.absorbed),
         )
         self.next_id = max(self.next_id, defect.id + 1)
-        times, counts = self._at(self._times, first, end - 1), self._at(self._encoder, first, end - 1)
+        times = self._at(self._times, first, end - 1)
         near = (first - self.delay_rows, end + self.delay_rows)
         return Event(
             defect, self._number,
             first_time=(times[0] + self._clock) / 1e9,
             last_time=(times[1] + self._clock) / 1e9,
             delay=(time.monotonic_ns() - times[1]) / 1e9,
-            encoder=counts,
+            encoder=self._at(self._encoder, first, end - 1) if self._counted else None,
             at_gap=any(near[0] < start < near[1] for start in self._starts if start),
             cut_off=cut_off,
             **self._thumbnail(found),

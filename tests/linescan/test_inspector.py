@@ -8,8 +8,10 @@ import time
 import numpy as np
 import pytest
 import webs
+from strips import SMALL, detector
 
-from stadfast.errors import DataError, SinkError, SourceError, UsageError
+from stadfast import STPM
+from stadfast.errors import DataError, SinkError, SourceError, StadfastError, UsageError
 from stadfast.linescan import Callback, DefectTracker, Inspector, RowView, Sink
 from stadfast.linescan.history import RowHistory
 from stadfast.linescan.sources import ArraySource, Block, Notice
@@ -95,6 +97,8 @@ def test_time_and_encoder_of_an_event():
     record = event.record()
     assert (record["lines"], record["columns"], record["type"]) == ((100, 120), (4, 8), "defect")
     assert record["first_time"].endswith("Z")
+    _, seen = inspect(Script(Block(lines, stamps)))
+    assert seen.events[0].encoder is seen.events[0].record()["encoder"] is None
 
 
 def test_pixel_pitch():
@@ -184,6 +188,40 @@ def test_another_width_begins_another_strip():
     assert seen.kinds == ["start", "format", "format", "end"]
     assert "from 16 pixels (grey, uint8) to 24 pixels" in seen.notices[1].message
     assert inspector.status.strips == 3
+
+
+def test_lines_that_fit_no_margin_are_left_out():
+    wide, narrow = web(100, 24, [(40, 50, 12, 14)]), web(100, 16, [(40, 50, 6, 9)])
+    inspector, seen = inspect(Script(wide, narrow[:50], narrow[50:], wide), margin=(10, 8))
+    assert [e.defect.rows for e in seen.events] == [(40, 50), (140, 150)]
+    assert seen.kinds == ["start", "format", "format", "end"]
+    assert "lines of 16 pixels (grey, uint8) are left out: margin: expected less" in seen.notices[2].message
+    assert (inspector.status.lines, inspector.status.strips, inspector.status.faults) == (200, 2, 2)
+    recorder = Recorder()
+    never = Inspector(Brightness, Script(narrow, wide), [recorder], threshold=0.5, margin=(10, 8))
+    with pytest.raises(UsageError, match="margin: expected less"):
+        never.run()
+    assert recorder.kinds == ["start", "error"]
+    assert (recorder.statuses[-1].state, recorder.calls[-1]) == ("failed", "close")
+
+
+class AtLeast(Brightness):
+    """A streamer that refuses strips of less than 50 rows."""
+
+    def finish(self):
+        if self._rows.shape[2] < 50:
+            raise UsageError("rows: wanted more")
+        return super().finish()
+
+
+def test_a_strip_too_short_is_left_out():
+    short, long = web(30, 16, [(5, 9, 2, 5)]), web(100, 16, [(90, 100, 2, 5)])
+    recorder = Recorder()
+    source = Script(short, SourceError("unplugged"), long)
+    Inspector(lambda width: AtLeast(width, 60), source, [recorder], threshold=0.5, retry_after=0.01).run()
+    assert recorder.boxes == [((120, 130), (2, 5))]
+    assert recorder.kinds == ["start", "format", "lost", "reopened", "end"]
+    assert recorder.notices[1].message == "the end of a strip is left out: rows: wanted more"
 
 
 def test_another_width_stops_where_it_is_to():
@@ -281,6 +319,35 @@ def test_stop_closes_every_event():
     inspector.run()
     assert recorder.boxes == [((40, 50), (2, 5))]
     assert inspector.status.lines == 50
+
+
+def test_stop_loses_no_line_that_waits_for_room():
+    source = ArraySource(web(128, 16, []), 64, repeat=None)
+    recorder = Recorder()
+    inspector = Inspector(Brightness, source, [recorder], threshold=0.5, rows_per_push=10, capacity=32)
+    recorder.rows = lambda image, map, first: first > 500 and inspector.stop()
+    inspector.run()
+    assert (recorder.kinds, inspector.status.lost) == (["start", "end"], 0)
+    assert inspector.status.lines % 64 == 0
+
+
+def test_it_runs_once():
+    inspector, _ = inspect(Script())
+    with pytest.raises(UsageError, match="an Inspector runs once"):
+        inspector.run()
+
+
+def test_what_does_not_fit_the_model_is_said_before_a_line_comes():
+    made = detector(SMALL)
+    for message, options in {
+        "rows_per_push: expected a multiple of 8, got 50": {"rows_per_push": 50},
+        "precision: expected one of": {"precision": "fp16"},
+        "overlap: expected a multiple of 8, got 4": {"overlap": 4},
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            Inspector(made, Script(), threshold=0.5, **options)
+    with pytest.raises(StadfastError, match="fitted"):
+        Inspector(STPM(), Script())
 
 
 def test_notices_of_the_source_are_told():

@@ -55,6 +55,12 @@ def test_errors_name_the_argument() -> None:
         RowStreamer(sf.STPM(), 16)
 
 
+def test_no_camera_has_an_empty_map() -> None:
+    found = RowStreamer(detector(SMALL), 21, 8)
+    maps = [found.push(strip(80, 21)[:0]) for _ in range(2)]
+    assert torch.cat([*maps, found.finish()], dim=2).shape == (0, 1, 160, 21)
+
+
 def test_a_strip_keeps_its_cameras_and_dtype() -> None:
     found = streamer(SMALL, 21)
     found.reset()

@@ -29,6 +29,7 @@ GEOMETRIES = [
     (4, 1, 32, 32, 16, 16, (1, 1)),  # several blocks of tiles
     (2, 3, 16, 32, 6, 11, (1, 1)),
     (1, 2, 144, 160, 8, 4, (0, 1)),  # groups whose filters are shared out
+    (0, 1, 16, 16, 8, 8, (1, 1)),  # nothing
 ]
 
 

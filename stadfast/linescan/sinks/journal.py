@@ -139,7 +139,8 @@ class CsvTable(Sink):
         values = (
             defect.id, int(defect.growing), event.strip, *defect.rows, *defect.columns, *along, *across, defect.area,
             defect.area_mm2, defect.peak, defect.mean, *defect.peak_position, record["first_time"],
-            record["last_time"], record["delay_s"], *event.encoder, int(event.at_gap), int(event.cut_off),
+            record["last_time"], record["delay_s"], *(event.encoder or (None, None)), int(event.at_gap),
+            int(event.cut_off),
         )  # fmt: skip
         line = io.StringIO()
         csv.writer(line, lineterminator="").writerow(values)
