@@ -20,7 +20,7 @@ from .reporter import Reporter
 from .ring import POLICIES, RowRing
 from .sources.base import Block, Notice, Source, check_positive
 from .strip import Streamer, Strip, streamer_factory
-from .tracker import DefectTracker, checked_margin
+from .tracker import DefectTracker, checked_margin, checked_pitch
 
 FAULT_POLICIES = ("recover", "stop")
 _JOIN_S = 5.0
@@ -116,17 +116,17 @@ class Inspector:
                      "downscale": downscale, "flat_field": flat_field}  # fmt: skip
         self._make_streamer, self.threshold = streamer_factory(model, threshold, overlap, streaming)
         self._tracking: dict[str, Any] = {
-            "low": self.threshold if low is None else low, "high": self.threshold, "min_area": min_area,
+            "low": self.threshold if low is None else float(low), "high": self.threshold, "min_area": min_area,
             "merge_distance": merge_distance, "max_length": max_length, "margin": checked_margin(margin),
         }  # fmt: skip
         least = sum(self._tracking["margin"]) + 1
         DefectTracker(least, **self._tracking, pixel_pitch=pixel_pitch)  # its errors, before anything begins
-        single = isinstance(pixel_pitch, int | float)
-        self._pitch: Any = (float(pixel_pitch),) * 2 if single else pixel_pitch  # type: ignore[arg-type]
+        self._pitch = checked_pitch(pixel_pitch)
         self._source, self._rows_per_push = source, rows_per_push
         self._overrun, self._capacity, self._history = overrun, capacity, history
+        numbers = {name: int(self._tracking[name]) for name in ("min_area", "merge_distance", "max_length")}
         self._settings = {
-            **self._tracking, "rows_per_push": rows_per_push, "overlap": overlap, "precision": precision,
+            **self._tracking, **numbers, "rows_per_push": rows_per_push, "overlap": overlap, "precision": precision,
             "downscale": downscale, "overrun": overrun, "capacity": capacity, "on_fault": on_fault,
         }  # fmt: skip
         self._reporter = Reporter(sinks, capacity, status_every, stop_at_fault=on_fault == "stop")

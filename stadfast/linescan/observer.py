@@ -197,21 +197,27 @@ class Fanout:
 
     def tell(self, what: str, *arguments: Any) -> None:
         """Call the method ``what`` of every sink."""
-        failures = []
-        for sink in self._opened:
-            try:
-                getattr(sink, what)(*arguments)
-            except Exception as error:
-                reason = (
-                    f"{type(error).__name__}: {error}" if not isinstance(error, SinkError) else str(error)
-                )
-                failures.append(Notice("sink", f"{type(sink).__name__}.{what} failed: {reason}", fault=True))
+        failures = [self._call(sink, what, *arguments) for sink in self._opened]
         for failure in failures if what != "notice" else ():  # a failing log cannot tell of itself
-            self._failed(failure)
+            if failure is not None:
+                self._failed(failure)
 
     def close(self) -> None:
-        self.tell("close")
-        self._opened = []
+        """The first, which must lose nothing, is the last: it hears what the others failed at."""
+        while self._opened:
+            failure = self._call(self._opened.pop(), "close")
+            if failure is not None:
+                self._failed(failure)
+
+    @staticmethod
+    def _call(sink: Sink, what: str, *arguments: Any) -> Notice | None:
+        """The notice of what it raised."""
+        try:
+            getattr(sink, what)(*arguments)
+        except Exception as error:
+            reason = str(error) if isinstance(error, SinkError) else f"{type(error).__name__}: {error}"
+            return Notice("sink", f"{type(sink).__name__}.{what} failed: {reason}", fault=True)
+        return None
 
 
 def timestamp(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ class DefectTracker:
             raise UsageError(f"margin: expected less than the map's {width} columns, got {left} and {right}")
         self.width = int(width)
         self._seen = slice(left, self.width - right)
-        self._pitch = _checked_pitch(pixel_pitch)
+        self._pitch = checked_pitch(pixel_pitch)
         tracker = _extension.load().Tracker
         # Thresholds are compared with float32 scores: rounded down, score > threshold is decided as in float64.
         self._tracker = tracker(
@@ -220,11 +221,11 @@ def checked_margin(margin: Any) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def _checked_pitch(pitch: float | tuple[float, float] | None) -> tuple[float, float] | None:
+def checked_pitch(pitch: float | tuple[float, float] | None) -> tuple[float, float] | None:
     if pitch is None:
         return None
-    values = (pitch, pitch) if isinstance(pitch, int | float) else tuple(pitch)
-    if len(values) != 2 or not all(isinstance(v, int | float) and math.isfinite(v) and v > 0 for v in values):
+    values: tuple[Any, ...] = (pitch, pitch) if isinstance(pitch, Real) else tuple(pitch)  # type: ignore[arg-type]
+    if len(values) != 2 or not all(isinstance(v, Real) and math.isfinite(v) and float(v) > 0 for v in values):
         raise UsageError(f"pixel_pitch: expected mm, or (along, across) in mm, above 0, got {pitch!r}")
     return float(values[0]), float(values[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
@@ -14,6 +15,7 @@ from stadfast import STPM
 from stadfast.errors import DataError, SinkError, SourceError, StadfastError, UsageError
 from stadfast.linescan import Callback, DefectTracker, Inspector, RowView, Sink
 from stadfast.linescan.history import RowHistory
+from stadfast.linescan.sinks import JsonLines
 from stadfast.linescan.sources import ArraySource, Block, Notice
 from stadfast.linescan.strip import Strip
 
@@ -374,6 +376,27 @@ def test_a_failing_sink_does_not_stop_the_others():
     ] * 2
     with pytest.raises(SinkError, match="on fire"):
         inspect(ArraySource(lines), Callback(fail), on_fault="stop")
+
+
+def test_the_first_sink_hears_what_the_others_fail_at_last():
+    class Stuck(Sink):
+        def close(self):
+            raise SinkError("nobody took 3 events")
+
+    _, seen = inspect(Script(), Stuck())
+    assert seen.kinds == ["start", "end", "sink"]
+    assert seen.calls[-1] == "close"
+
+
+def test_numbers_may_be_numpys(tmp_path):
+    one = np.float32(0.5)
+    inspect(
+        Script(), JsonLines(tmp_path / "a.jsonl"), low=one, pixel_pitch=one, min_area=np.int64(1),
+        merge_distance=np.int64(1), max_length=np.int64(100),
+    )  # fmt: skip
+    run = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
+    assert run["pixel_pitch"] == [0.5, 0.5]
+    assert (run["settings"]["low"], run["settings"]["max_length"]) == (0.5, 100)
 
 
 @pytest.mark.parametrize(("refused", "error"), [(False, "out of memory"), (True, "expected finite scores")])
