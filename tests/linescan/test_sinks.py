@@ -174,14 +174,19 @@ def test_tcp_a_full_queue_is_told(monkeypatch):
 
 @pytest.fixture
 def hook():
-    """A web hook that fails first; its address and what it got."""
-    got, failures = [], [500, 500]
+    """A web hook that fails first, then points elsewhere; its address and what it got."""
+    got, failures = [], [302, 500]
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             got.append((self.headers["Content-Type"], json.loads(body)["id"]))  # known before it is answered
             self.send_response(failures.pop() if failures else 204)
+            self.send_header("Location", "/page")
+            self.end_headers()
+
+        def do_GET(self):
+            self.send_response(204)
             self.end_headers()
 
         def log_message(self, *_):

@@ -126,7 +126,7 @@ class TcpLines(_Sender):
 
 
 class WebHook(_Sender):
-    """Posts each event as JSON to an address, until it is answered with success (2xx).
+    """Posts each event as JSON to an address, until it is answered with success (2xx). Redirections are not followed.
 
     Args:
         url: http or https.
@@ -138,8 +138,16 @@ class WebHook(_Sender):
             raise UsageError(f"url: expected http://... or https://..., got {url!r}")
         super().__init__(parts.hostname)  # without what may be secret in it
         self._url = url
+        self._opener = urllib.request.build_opener(_NoRedirection)
 
     def send(self, data: bytes) -> None:
         request = urllib.request.Request(self._url, data, {"Content-Type": "application/json"}, method="POST")
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+        with self._opener.open(request, timeout=_TIMEOUT_S):
             pass
+
+
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    """Takes 3xx for the refusal that it is: the new address would be asked for a page, without the event."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
