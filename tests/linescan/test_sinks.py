@@ -150,6 +150,22 @@ def test_tcp_lines(monkeypatch):
     assert sink.sent == 3
 
 
+def test_tcp_a_listener_that_left_between_two_events(monkeypatch):
+    monkeypatch.setattr(network_sinks, "_LAST_WORDS_S", PATIENCE_S)
+    events = inspect().events[:2]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE_S / 4)
+        sink = TcpLines(*server.getsockname())
+        sink.open(None)
+        for event in events:  # each over a connection of its own
+            sink.event(event)
+            connection, _ = server.accept()
+            with connection, connection.makefile() as file:
+                assert json.loads(file.readline())["id"] == event.defect.id
+                connection.sendall(b"thanks")
+        sink.close()
+
+
 def test_tcp_nobody_listens(monkeypatch):
     monkeypatch.setattr(network_sinks, "_LAST_WORDS_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:

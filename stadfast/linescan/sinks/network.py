@@ -101,7 +101,8 @@ class _Sender(Sink):
 class TcpLines(_Sender):
     """Sends each event as a line of JSON over a TCP connection, which is made again whenever it breaks.
 
-    An event counts as sent once the system has it: one that is on its way as the listener dies may be lost.
+    Nothing acknowledges a line: it counts as sent once the system has it, and what is on its way when the listener dies
+    may be lost. A listener that closes its side is taken for gone; what it says is ignored.
 
     Args:
         host, port: of the listener.
@@ -115,6 +116,8 @@ class TcpLines(_Sender):
         self._socket: socket.socket | None = None
 
     def send(self, data: bytes) -> None:
+        if self._socket is not None and _has_ended(self._socket):
+            self.disconnect()
         if self._socket is None:
             self._socket = socket.create_connection(self._address, _TIMEOUT_S)
         self._socket.sendall(data + b"\n")
@@ -123,6 +126,21 @@ class TcpLines(_Sender):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _has_ended(connection: socket.socket) -> bool:
+    """Whether the other side has closed it: the system would take one more line all the same."""
+    connection.setblocking(False)
+    try:
+        while connection.recv(1 << 16):  # what it said before must not hide its end
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(_TIMEOUT_S)
+    return True
 
 
 class WebHook(_Sender):
