@@ -223,12 +223,43 @@ def test_web_hook_tries_until_it_is_heard(hook, monkeypatch):
     assert got == [("application/json", i) for i in (0, 0, 0, 1, 2)]
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: TcpLines("", 1), lambda: TcpLines("a", 0), lambda: WebHook("ftp://a")]
-)
-def test_addresses_that_are_none(make):
+def test_an_error_of_any_kind_is_not_the_last_try(hook, monkeypatch):
+    monkeypatch.setattr(network_sinks, "_LAST_WORDS_S", PATIENCE_S)
+    url, got = hook
+    errors = [UnicodeError("no such host"), RuntimeError()]
+
+    class Failing(WebHook):
+        def send(self, data):
+            if errors:
+                raise errors.pop()
+            super().send(data)
+
+    inspect(Failing(url))
+    assert [i for _, i in got] == [0, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("address", [("", 1), ("a", 0), ("a", 65536), (".x", 80), ("a..b", 80)])
+def test_tcp_addresses_that_are_none(address):
     with pytest.raises(UsageError, match="expected"):
-        make()
+        TcpLines(*address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://a", "http://", "http://a/über", "http://ü/", "http://a/a path", "http://a/\n", "http://.x/", "http://a:99999/",
+     "http://a:0/", "http://a:b/", "http://[::1/", "http://user:secret@a/"],
+)  # fmt: skip
+def test_web_addresses_that_are_none(url):
+    with pytest.raises(UsageError, match="expected") as error:
+        WebHook(url)
+    assert "secret" not in str(error.value)
+
+
+def test_addresses():
+    for url in ("http://a", "https://a.b:443/c%20d?e=f@g", "http://[::1]:80/", "http://a.:80"):
+        WebHook(url)
+    for host in ("a", "bücher.example", "::1", "10.0.0.1"):
+        TcpLines(host, 80)
 
 
 # ---------------------------------------------------------------- Prometheus

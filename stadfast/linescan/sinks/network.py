@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import math
 import queue
+import re
 import socket
 import threading
 import time
@@ -80,7 +80,7 @@ class _Sender(Sink):
     def _delivered(self, data: bytes) -> bool:
         try:
             self.send(data)
-        except (OSError, http.client.HTTPException):  # urllib's errors are OSErrors, too
+        except Exception:  # of whatever kind: without this thread nothing would be sent any more
             self.disconnect()
             return False
         self.sent += 1
@@ -91,7 +91,7 @@ class _Sender(Sink):
         """Deliver one record.
 
         Raises:
-            OSError: it did not arrive.
+            Exception: it did not arrive.
         """
 
     def disconnect(self) -> None:
@@ -106,10 +106,13 @@ class TcpLines(_Sender):
 
     Args:
         host, port: of the listener.
+
+    Raises:
+        UsageError: no address.
     """
 
     def __init__(self, host: str, port: int) -> None:
-        if not host or not 1 <= port <= 65535:
+        if not host or not _is_name(host) or not 1 <= port <= 65535:
             raise UsageError(f"host, port: expected a name and 1 to 65535, got {host!r}, {port!r}")
         super().__init__(f"{host}:{port}")
         self._address = (host, port)
@@ -126,6 +129,15 @@ class TcpLines(_Sender):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _is_name(host: str) -> bool:
+    """Whether a host can be called so (not ``.a``, which Python's own network functions stumble over)."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _has_ended(connection: socket.socket) -> bool:
@@ -147,14 +159,24 @@ class WebHook(_Sender):
     """Posts each event as JSON to an address, until it is answered with success (2xx). Redirections are not followed.
 
     Args:
-        url: http or https.
+        url: http or https, in ASCII and without blanks (write them as %20), user and password (nothing sends them).
+
+    Raises:
+        UsageError: no such address.
     """
 
     def __init__(self, url: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"url: expected http://... or https://..., got {url!r}")
-        super().__init__(parts.hostname)  # without what may be secret in it
+        try:
+            parts = urllib.parse.urlsplit(url)
+            host = parts.hostname or ""
+            good = parts.scheme in ("http", "https") and host and _is_name(host) and parts.port != 0
+        except ValueError:  # its port is none
+            good = False
+        if not good or "@" in parts.netloc or not re.fullmatch("[!-~]+", url):
+            raise UsageError(
+                "url: expected http://... or https://..., in ASCII, without blanks and user:password@"
+            )  # not what it was: something in it may be secret
+        super().__init__(host)
         self._url = url
         self._opener = urllib.request.build_opener(_NoRedirection)
 
