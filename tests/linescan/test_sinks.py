@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -175,6 +176,36 @@ def test_tcp_nobody_listens(monkeypatch):
     sink.open(None)
     event = inspect().events[0]
     sink.event(event)
+    with pytest.raises(SinkError, match="did not take 1 events"):
+        sink.close()
+
+
+def test_tcp_nobody_listens_and_it_is_told_in_time(monkeypatch):
+    monkeypatch.setattr(network_sinks, "_SILENCE_S", 0.1)
+    first, second = inspect().events[:2]
+
+    def wait():
+        for _ in range(int(PATIENCE_S / 4 / 0.02)):
+            sink.status(None)
+            time.sleep(0.02)
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        sink = TcpLines(*server.getsockname())
+        sink.open(None)
+        sink.status(None)
+        sink.event(first)
+        with pytest.raises(SinkError, match=r"takes no events: .*refused"):
+            wait()
+        time.sleep(0.2)
+        sink.status(None)  # once is enough
+        server.listen()
+        with server.accept()[0] as connection:
+            assert connection.recv(1)
+    sink.event(second)  # one has been taken, and again nobody listens
+    with pytest.raises(SinkError, match=r"takes no events: .*refused"):
+        wait()
+    monkeypatch.setattr(network_sinks, "_LAST_WORDS_S", 0.1)
     with pytest.raises(SinkError, match="did not take 1 events"):
         sink.close()
 

@@ -16,18 +16,20 @@ from abc import abstractmethod
 from typing import Any
 
 from ...errors import SinkError, UsageError
-from ..observer import Event, Run, Sink
+from ..observer import Event, Run, Sink, Status
 
 _TIMEOUT_S = 5.0
 _RETRY_S = 1.0
 _LAST_WORDS_S = 3.0  # how long the end waits for a listener
+_SILENCE_S = 5.0  # an event that has waited so long is told of
 _QUEUE = 10_000
 
 
 class _Sender(Sink):
     """Delivers records from a thread of its own, in order, each until it has arrived.
 
-    While nobody listens, up to 10,000 events wait; what comes then is lost here (not in a journal), and said.
+    While nobody listens, up to 10,000 events wait; what comes then is lost here (not in a journal), and said. That
+    nobody listens is said, too, after five seconds.
     """
 
     def __init__(self, where: str) -> None:
@@ -35,10 +37,13 @@ class _Sender(Sink):
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUE)
         self._deadline = math.inf
         self._worker: threading.Thread | None = None
+        self._since = math.inf  # when the event that is being sent was first tried
+        self._told = math.inf  # the one of these that has been told of
+        self._reason = ""
         self._accepted = self.sent = self.lost = 0
 
     def open(self, run: Run) -> None:
-        self._deadline = math.inf
+        self._deadline = self._since = math.inf
         self._worker = threading.Thread(
             target=self._work, name=f"stadfast-{type(self).__name__}", daemon=True
         )
@@ -51,6 +56,17 @@ class _Sender(Sink):
         except queue.Full:
             self.lost += 1
             raise SinkError(f"{self._where} takes no events; {self.lost} have not been sent there") from None
+
+    def status(self, status: Status) -> None:
+        """Look after the sending thread.
+
+        Raises:
+            SinkError: an event has not been taken for five seconds; once until one has.
+        """
+        since = self._since
+        if since != self._told and time.monotonic() - since >= _SILENCE_S:
+            self._told = since
+            raise SinkError(f"{self._where} takes no events: {self._reason}")
 
     def close(self) -> None:
         """Wait three seconds for what has not been sent.
@@ -71,16 +87,19 @@ class _Sender(Sink):
     def _work(self) -> None:
         while (record := self._queue.get()) is not None:
             data = json.dumps(record).encode()
+            self._reason, self._since = "no answer", time.monotonic()
             while not self._delivered(data):
                 left = self._deadline - time.monotonic()
                 if left <= 0:
                     return
                 time.sleep(_RETRY_S if left > _LAST_WORDS_S else _RETRY_S / 4)
+            self._since = math.inf
 
     def _delivered(self, data: bytes) -> bool:
         try:
             self.send(data)
-        except Exception:  # of whatever kind: without this thread nothing would be sent any more
+        except Exception as error:  # of whatever kind: without this thread nothing would be sent any more
+            self._reason = str(error) or type(error).__name__
             self.disconnect()
             return False
         self.sent += 1
