@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -95,6 +97,30 @@ def test_a_journal_that_cannot_be_written(tmp_path):
 def test_a_full_disk_is_told():
     with pytest.raises(SinkError, match="No space left"):
         inspect(JsonLines("/dev/full"))
+
+
+def test_a_line_that_a_full_disk_has_torn(tmp_path, monkeypatch):
+    path, events = tmp_path / "events.csv", inspect().events
+    sink = CsvTable(path)
+    sink.open(None)
+    write, room = os.write, [10]
+
+    def cramped(file, data):
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data[: room.pop()])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", cramped)
+        with pytest.raises(SinkError, match="No space left"):
+            sink.event(events[0])
+    sink.event(events[1])
+    sink.event(events[2])
+    sink.close()
+    whole = path.read_text().splitlines()
+    assert len(whole) == 4  # the header, ten characters, and what came when there was room again
+    assert len(whole[1]) == 10
+    assert [line.split(",")[0] for line in whole[2:]] == ["1", "2"]
 
 
 def test_thumbnails(tmp_path):

@@ -33,16 +33,18 @@ class _AppendedFile:
             raise UsageError(f"fsync: expected one of {', '.join(FSYNC)}, got {fsync!r}")
         self._path, self._fsync = Path(path), fsync
         self._file: int | None = None
+        self._torn = (
+            False  # the file ends within a line, which a crash of the machine or a full disk cut short
+        )
         self._synced = 0.0
 
     def open(self) -> bool:
-        """Whether the file is new or empty. A line that a crash of the machine cut short is closed by a line break."""
+        """Whether the file is new or empty."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             size = os.fstat(self._file).st_size
-            if size and os.pread(self._file, 1, size - 1) != b"\n":
-                os.write(self._file, b"\n")
+            self._torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         except OSError as error:
             self.close()
             raise self._error(error) from error
@@ -50,10 +52,11 @@ class _AppendedFile:
 
     def append(self, line: str) -> None:
         assert self._file is not None, "append before open"
-        data = memoryview(f"{line}\n".encode())
+        data = memoryview(("\n" * self._torn + line + "\n").encode())
         try:
             while data:  # one write, unless the disk is nearly full
                 data = data[os.write(self._file, data) :]
+                self._torn = bool(data)
             if self._fsync == "event" or (self._fsync == "second" and time.monotonic() - self._synced >= 1):
                 self._sync()
         except OSError as error:
