@@ -372,6 +372,18 @@ def test_prometheus_file(tmp_path):
     check(figures(path.read_text()))
 
 
+def test_prometheus_server_of_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("needs IPv6")
+    server = PrometheusServer(0, "::1")
+    server.open(None)
+    with urllib.request.urlopen(f"http://[::1]:{server.port}/metrics", timeout=PATIENCE_S) as page:
+        assert page.status == 200
+    server.close()
+
+
 def test_prometheus_port_in_use():
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

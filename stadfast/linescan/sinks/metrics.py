@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -96,11 +97,14 @@ class PrometheusServer(_Figures):
             def log_message(self, format: str, *arguments: Any) -> None:
                 pass
 
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            address_family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+
         try:
-            self._server = ThreadingHTTPServer((self._host, self.port), Handler)
+            self._server = Server((self._host, self.port), Handler)
         except (OSError, OverflowError) as error:
             raise SinkError(f"cannot serve metrics at {self._host}:{self.port}: {error}") from error
-        self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="stadfast-metrics", daemon=True).start()
 
