@@ -123,15 +123,15 @@ def test_a_line_that_a_full_disk_has_torn(tmp_path, monkeypatch):
     assert [line.split(",")[0] for line in whole[2:]] == ["1", "2"]
 
 
-def test_thumbnails(tmp_path):
-    recorder = inspect(Thumbnails(tmp_path / "pictures"))
-    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [
-        "000000.png",
-        "000001.png",
-        "000002.png",
-    ]
-    for event in recorder.events:
-        image = np.asarray(Image.open(tmp_path / "pictures" / f"{event.defect.id:06d}.png"))
+def test_thumbnails(tmp_path, monkeypatch):
+    starts = ["20261123T111500Z", "20261123T111501Z"]
+    for start in starts:  # the second run leaves the first one's
+        monkeypatch.setattr(time, "gmtime", lambda *_, t=start: time.strptime(t, "%Y%m%dT%H%M%SZ"))
+        recorder = inspect(Thumbnails(tmp_path / "pictures"))
+    names = [f"{start}-{i:06d}.png" for start in starts for i in range(3)]
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == names
+    for event, name in zip(recorder.events, names[3:], strict=True):
+        image = np.asarray(Image.open(tmp_path / "pictures" / name))
         height, width = event.thumbnail_map.shape
         assert image.shape == (height, 2 * width + 2, 3)
         assert np.array_equal(image[:, :width], np.broadcast_to(event.thumbnail, (height, width, 3)))

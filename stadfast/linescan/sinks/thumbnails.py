@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,22 @@ from ..observer import Event, Run, Sink
 
 
 class Thumbnails(Sink):
-    """Writes ``<id>.png`` for each closed event: the image on the left, its map on the right.
+    """Writes a picture of each closed event: the image on the left, its map on the right.
 
+    It is called after the run's start (UTC) and the event's id, such as ``20261123T111500Z-000042.png``.
     The map is grey on a logarithmic scale from a tenth of the threshold (black) to ten times it (white).
 
     Args:
-        folder: is made if need be. Pictures of an earlier run with the same numbers are replaced.
+        folder: is made if need be; an earlier run's pictures stay.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
-        self._threshold = 1.0
+        self._threshold, self._run = 1.0, ""
 
     def open(self, run: Run) -> None:
         self._threshold = run.threshold
+        self._run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())  # ids begin at 0 again in each run
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -38,7 +41,7 @@ class Thumbnails(Sink):
         if event.defect.growing or event.thumbnail is None or event.thumbnail_map is None:
             return
         try:
-            with atomic_write(self._folder / f"{event.defect.id:06d}.png") as path:
+            with atomic_write(self._folder / f"{self._run}-{event.defect.id:06d}.png") as path:
                 Image.fromarray(picture(event.thumbnail, event.thumbnail_map, self._threshold)).save(
                     path, "PNG"
                 )
