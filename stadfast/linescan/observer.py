@@ -80,8 +80,8 @@ class Event:
     encoder: tuple[int, int] | None
     at_gap: bool
     cut_off: bool = False
-    thumbnail: np.ndarray | None = None
-    thumbnail_map: np.ndarray | None = None
+    thumbnail: np.ndarray | None = field(default=None, repr=False)
+    thumbnail_map: np.ndarray | None = field(default=None, repr=False)
     thumbnail_lines: tuple[int, int] | None = None
     thumbnail_columns: tuple[int, int] | None = None
     thumbnail_step: int = 1

@@ -22,7 +22,7 @@ import webs
 from PIL import Image
 
 from stadfast.errors import SinkError, UsageError
-from stadfast.linescan import Inspector, Sink
+from stadfast.linescan import Callback, Inspector, Sink
 from stadfast.linescan.sinks import (
     CsvTable,
     JsonLines,
@@ -82,6 +82,13 @@ def test_csv(tmp_path):
         assert (int(row["peak_line"]), int(row["peak_column"])) == defect.peak_position
         assert float(row["peak"]) == defect.peak
         assert row["at_gap"] == "0"
+
+
+def test_an_event_is_printed_without_its_pictures(capsys):
+    inspect(Callback(print))
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(SPOTS)
+    assert not any("array" in line for line in printed)
 
 
 def test_a_journal_that_cannot_be_written(tmp_path):
