@@ -33,9 +33,7 @@ class _AppendedFile:
             raise UsageError(f"fsync: expected one of {', '.join(FSYNC)}, got {fsync!r}")
         self._path, self._fsync = Path(path), fsync
         self._file: int | None = None
-        self._torn = (
-            False  # the file ends within a line, which a crash of the machine or a full disk cut short
-        )
+        self._torn = False  # whether a crash of the machine or a full disk has cut the file's last line short
         self._synced = 0.0
 
     def open(self) -> bool:
