@@ -240,7 +240,10 @@ def test_raw_lines_that_cannot_be(tmp_path):
             RawLines("-", *arguments)
     with pytest.raises(SourceError, match="nowhere"):
         RawLines(tmp_path / "nowhere", 10).open()
-    source = RawLines(tmp_path, 10)
+    with pytest.raises(UsageError, match="got the folder"):
+        RawLines(tmp_path, 10)
+    source = RawLines(tmp_path / "later", 10)
+    (tmp_path / "later").mkdir()
     source.open()
     with pytest.raises(SourceError):
         source.read(0)

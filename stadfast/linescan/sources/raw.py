@@ -31,7 +31,7 @@ class RawLines(Source):
         format: see above.
 
     Raises:
-        UsageError: an unknown format, or a width that it cannot have.
+        UsageError: an unknown format, a width that it cannot have, or a folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], width: int, format: str = "mono8") -> None:
@@ -42,6 +42,8 @@ class RawLines(Source):
             raise UsageError(
                 f"width: expected an even number for mono12p (two pixels in three bytes), got {width}"
             )
+        if path != "-" and Path(path).is_dir():  # it can be opened, and opened again, but never be read
+            raise UsageError(f"path: expected a FIFO or a file of raw lines, got the folder {path}")
         self.name = "standard input" if path == "-" else str(path)
         self._path = None if path == "-" else Path(path)
         self._width, self._format = width, format
