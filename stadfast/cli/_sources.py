@@ -21,6 +21,15 @@ from ..linescan.sources import (
 )
 
 WATCH = ("all", "new")
+_WHOSE = {
+    "width": "raw lines (from a file: with --format, too) or a generated web",
+    "format": "raw lines (-, a FIFO or a file)",
+    "watch": "a folder",
+    "lines": "a generated web",
+    "defect_rate": "a generated web",
+    "serial": "a GenICam camera",
+    "feature": "a GenICam camera",
+}
 
 
 def make_source(
@@ -38,40 +47,58 @@ def make_source(
     """The source that a person names: ``-``, a path, ``video:...``, ``genicam:...`` or ``simulate:...``.
 
     Raises:
-        UsageError: options that do not fit.
+        UsageError: options that do not fit, or that a source of this kind does not take.
         DataError: no such path.
     """
+    given = {
+        "format": format, "width": width, "watch": watch, "lines": lines, "defect_rate": defect_rate or None,
+        "serial": serial, "feature": features or None,
+    }  # fmt: skip
+
+    def takes(*own: str) -> None:
+        for option, value in given.items():
+            if value is not None and option not in own:
+                raise UsageError(f"--{option.replace('_', '-')}: expected {_WHOSE[option]}, got {name}")
+
     kind, _, rest = name.partition(":")
     if kind == "simulate" and rest in ("woven", "brushed"):
+        takes("width", "lines", "defect_rate")
         source: Source = GeneratedWeb(rest, width or 256, lines, defect_rate=defect_rate)
     elif kind == "simulate":
+        takes()
+        if not rest:
+            raise UsageError("expected simulate:woven, simulate:brushed or simulate:PATH, got simulate:")
         source = ImageFiles(rest, repeat=True)
     elif kind == "video":
+        takes()
         source = VideoDevice(rest)
     elif kind == "genicam":
+        takes("serial", "feature")
         source = GenICamCamera(rest, serial, dict(_feature(text) for text in features))
-    else:
-        source = _path_source(name, width, format, watch)
-    return source if line_rate is None else Paced(source, line_rate)
-
-
-def _path_source(name: str, width: int | None, format: str | None, watch: str | None) -> Source:
-    path = Path(name)
-    if name != "-" and not path.exists():
+    elif name != "-" and not (name and Path(name).exists()):
         raise DataError(
             f"{name}: no such file or folder; wanted -, a path, video:..., genicam:... or simulate:..."
         )
-    if name == "-" or format is not None or stat.S_ISFIFO(path.stat().st_mode):
+    elif name != "-" and Path(name).is_dir():
+        takes("watch")
+        source = _folder(name, watch)
+    elif name == "-" or format is not None or stat.S_ISFIFO(Path(name).stat().st_mode):
+        takes("width", "format")
         if width is None:
             raise UsageError("raw lines need --width, and --format unless a pixel is one byte")
-        return RawLines(name, width, format or "mono8")
+        source = RawLines(name, width, format or "mono8")
+    else:
+        takes()
+        source = ImageFiles(name)
+    return source if line_rate is None else Paced(source, line_rate)
+
+
+def _folder(name: str, watch: str | None) -> Source:
     if watch is None:
         return ImageFiles(name)
     if watch not in WATCH:
         raise UsageError(f"--watch: expected {' or '.join(WATCH)}, got {watch!r}")
-    if not path.is_dir():
-        raise UsageError(f"--watch: expected a folder, got {name}")
-    return WatchedFolder(path, existing=watch == "all")
+    return WatchedFolder(name, existing=watch == "all")
 
 
 def _feature(text: str) -> tuple[str, Any]:

@@ -242,6 +242,38 @@ def test_sources_by_name(tmp_path):
         make_source(str(tmp_path / "a.png"), watch="all")
     with pytest.raises(DataError):
         make_source(str(tmp_path / "b.png"))
+    with pytest.raises(DataError):
+        make_source("")
+    with pytest.raises(UsageError, match="simulate:PATH"):
+        make_source("simulate:")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("folder", {"format": "mono8"}),
+        ("folder", {"width": 9}),
+        ("a.png", {"width": 9}),
+        ("a.png", {"lines": 9}),
+        ("-", {"watch": "all"}),
+        ("-", {"defect_rate": 1.0}),
+        ("simulate:folder", {"lines": 100}),
+        ("simulate:folder", {"format": "bogus"}),
+        ("simulate:woven", {"serial": "1"}),
+        ("simulate:woven", {"features": ["x"]}),
+        ("video:0", {"width": 9}),
+        ("genicam:a.cti", {"lines": 9}),
+    ],
+)
+def test_an_option_of_another_kind_of_source_is_refused(name, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for path in ("a.png", "folder/a.png"):
+        Image.fromarray(good(4)).save(path)
+    (option,) = options
+    option = {"defect_rate": "defect-rate", "features": "feature"}.get(option, option)
+    with pytest.raises(UsageError, match=f"--{option}: expected .*, got {name}"):
+        make_source(name, **options)
 
 
 def test_sinks_by_name(tmp_path):

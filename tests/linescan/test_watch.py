@@ -195,7 +195,7 @@ def test_watch_stays_until_a_signal(web_file, monkeypatch):
         (("--token", "short"), 2, "token: expected 16"),
         (("--token", TOKEN, "--token-file", "x"), 2, "got both"),
         (("--token-file", "/nowhere"), 1, "--token-file: cannot read /nowhere"),
-        (("--width", "9", "--rows", "9999", "--capacity", "1"), 2, "capacity"),
+        (("--rows", "9999", "--capacity", "1"), 2, "capacity"),
     ],
 )
 def test_bad_input_is_one_line(web_file, arguments, code, words):
