@@ -135,7 +135,9 @@ class LiveLine(Sink):
 
     def status(self, status: Status) -> None:
         if self._terminal:
-            print(f"\r{describe(status)}\x1b[K", end="", file=sys.stderr, flush=True)
+            # One that fills the line would leave it behind. (shutil asks standard output, which may be a file.)
+            room = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+            print(f"\r{describe(status)[:room]}\x1b[K", end="", file=sys.stderr, flush=True)
         elif status.state == "ended" or time.monotonic() - self._last >= _LOG_INTERVAL_S:
             self._last = time.monotonic()
             say(describe(status))
@@ -150,9 +152,8 @@ class LiveLine(Sink):
 
 
 def describe(status: Status) -> str:
-    """A status in one line of text."""
+    """A status in one line of text; what matters most comes first, as a narrow terminal shows no more."""
     return (
-        f"{status.state}: {status.line_rate:.0f} lines/s, {100 * status.budget:.0f} % of the budget, "
-        f"delay {status.delay:.2f} s, queue {status.queue}/{status.capacity}, {status.defects} defects, "
-        f"{status.lost} lines lost"
+        f"{status.state}: {status.line_rate:.0f} lines/s, {status.lost} lost, {status.defects} defects, "
+        f"{100 * status.budget:.0f} % busy, delay {status.delay:.2f} s, queue {status.queue}/{status.capacity}"
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
@@ -18,7 +21,7 @@ from typer.testing import CliRunner
 import stadfast as sf
 from stadfast.cli import app
 from stadfast.cli._sources import make_sinks, make_source, parse_margin, parse_pitch
-from stadfast.cli.stream import describe, learn_flat_field
+from stadfast.cli.stream import LiveLine, describe, learn_flat_field
 from stadfast.errors import DataError, StadfastError, UsageError
 from stadfast.linescan import Status, native_maps, sinks, sources
 
@@ -309,8 +312,20 @@ def test_flat_field_of_images_of_two_widths(tmp_path):
         learn_flat_field(tmp_path)
 
 
+STATUS = Status("running", 9.0, 5000, 512.3, 0.456, 169, 0.25, 7, 4096, 3, 0, 21, 1, 1, 0)
+
+
 def test_the_live_line():
-    status = Status("running", 9.0, 5000, 512.3, 0.456, 169, 0.25, 7, 4096, 3, 0, 21, 1, 1, 0)
-    assert describe(status) == (
-        "running: 512 lines/s, 46 % of the budget, delay 0.25 s, queue 7/4096, 3 defects, 21 lines lost"
+    assert describe(STATUS) == (
+        "running: 512 lines/s, 21 lost, 3 defects, 46 % busy, delay 0.25 s, queue 7/4096"
     )
+
+
+def test_the_live_line_fits_its_terminal(monkeypatch):
+    controller, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 30, 0, 0))
+    with os.fdopen(terminal, "w") as stderr, os.fdopen(controller, "rb", buffering=0) as seen:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        LiveLine().status(STATUS)
+        assert seen.read(1000) == b"\rrunning: 512 lines/s, 21 lost\x1b[K"
+        monkeypatch.undo()
