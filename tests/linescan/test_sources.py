@@ -26,7 +26,7 @@ from stadfast.linescan.sources import (
     VideoDevice,
     WatchedFolder,
 )
-from stadfast.linescan.sources.base import natural_order
+from stadfast.linescan.sources.base import NOTHING, Block, natural_order
 from stadfast.linescan.sources.raw import unpack
 
 
@@ -69,10 +69,33 @@ def test_generated_web_is_the_material():
     assert np.array_equal(everything(source)[0], found)  # once more from the beginning
 
 
-def test_paced_keeps_the_rate_and_the_lines(monkeypatch):
+@pytest.fixture
+def now(monkeypatch):
+    """The clock: it stands still but for those who sleep."""
     now = [1_000_000_000]
     monkeypatch.setattr(time, "monotonic_ns", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + round(seconds * 1e9)))
+    return now
+
+
+def test_paced_begins_anew_after_a_pause(now):
+    lines, pause = Block(noise((20, 8, 1))), 5_000_000_000
+    blocks = iter([lines, NOTHING, lines, None])
+    inner = types.SimpleNamespace(name="folder", open=lambda: None, read=lambda timeout: next(blocks))
+    source = Paced(inner, 1000, block=10)
+    source.open()
+    before = [source.read(0.1) for _ in range(3)]
+    now[0] += pause
+    after = [source.read(0.1) for _ in range(2)]
+    assert [len(block.rows) for block in before + after] == [10, 10, 0, 10, 10]
+    stamps = np.concatenate([block.timestamps for block in after])
+    wanted = 1_020_000_000 + pause + np.arange(1, 21) * 1_000_000
+    np.testing.assert_allclose(stamps, wanted, atol=2)
+    assert now[0] == pytest.approx(wanted[-1], abs=2)
+    assert source.read(0.1) is None
+
+
+def test_paced_keeps_the_rate_and_the_lines(now):
     rows = noise((100, 8, 1))
     source = Paced(ArraySource(rows, block=64), 1000, block=10)
     source.open()

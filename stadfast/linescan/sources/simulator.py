@@ -62,7 +62,8 @@ class GeneratedWeb(Source):
 class Paced(Source):
     """Another source's lines at a line rate, each with the moment at which a camera would have taken it.
 
-    Lines that the other source delivers late come as soon as they are there, so that the mean rate holds.
+    Where the other source had no line in time, the rate begins anew with the next one: no line is dated before it was
+    there. Else lines that are late come as soon as they are there, so that the mean rate holds.
 
     Args:
         source: of the lines; rather one that is faster than ``line_rate``.
@@ -85,17 +86,18 @@ class Paced(Source):
 
     def open(self) -> None:
         self._source.open()
-        self._start, self._delivered = None, 0
+        self._start = None
         self._waiting.clear()
 
     def read(self, timeout: float) -> Block | None:
         if not self._waiting:
             block = self._source.read(timeout)
             if block is None or not len(block.rows):
+                self._start = None
                 return block
             self._waiting.extend(self._parts(block))
         if self._start is None:
-            self._start = time.monotonic_ns()
+            self._start, self._delivered = time.monotonic_ns(), 0
         block = self._waiting[0]
         count = len(block.rows)
         due = self._start + round((self._delivered + count) / self._rate * 1e9)
