@@ -89,13 +89,20 @@ def stopping(stop: Callable[[], None]) -> Iterator[list[int]]:
 
 def learn_flat_field(path: Path) -> FlatField:
     """The columns' correction from pictures of good material, all of the web's width."""
-    from ..data import as_images, to_float
+    from ..data import list_images, read_image
 
-    images = [to_float(image) for image in as_images(path)]
-    widths = {image.shape[2] for image in images}
-    if len(widths) > 1:
-        raise DataError(f"--flat-field: expected images of one width in {path}, got {sorted(widths)}")
-    return FlatField.learn(torch.cat(images, dim=1)[None])
+    widths = set()
+
+    def images() -> Iterator[torch.Tensor]:
+        """One by one: there may be more than the memory holds."""
+        for file in list_images(path):
+            image = read_image(file)
+            widths.add(image.shape[2])
+            if len(widths) > 1:
+                raise DataError(f"--flat-field: expected images of one width in {path}, got {sorted(widths)}")
+            yield image[None]
+
+    return FlatField.learn(images())
 
 
 class Listing(Sink):
