@@ -150,6 +150,11 @@ def test_debug_shows_the_traceback():
     assert "Traceback" in result.stderr
 
 
+def test_standard_output_may_be_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python does then
+    _guard.guarded(lambda debug=False: print("nobody hears"))()
+
+
 def test_warnings_are_one_line(capsys):
     import warnings
 

@@ -30,7 +30,8 @@ def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Calla
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 command(*args, **kwargs)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as after >&-
+                sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:

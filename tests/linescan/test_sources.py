@@ -272,6 +272,12 @@ def test_raw_lines_that_cannot_be(tmp_path):
         source.read(0)
 
 
+def test_standard_input_that_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python does then
+    with pytest.raises(SourceError, match="standard input: it is closed"):
+        RawLines("-", 10).open()
+
+
 # ---------------------------------------------------------------- cameras
 
 

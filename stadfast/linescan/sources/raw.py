@@ -53,6 +53,8 @@ class RawLines(Source):
 
     def open(self) -> None:
         self.close()
+        if self._path is None and sys.stdin is None:  # as after <&-; its number may be another file's by now
+            raise SourceError("cannot read standard input: it is closed")
         try:  # not to wait for a FIFO's writer here, where no signal and no time-out ends it
             self._file = (
                 sys.stdin.fileno() if self._path is None else os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
