@@ -120,10 +120,13 @@ def make_sinks(
     """The sinks that were asked for, those that must lose nothing first.
 
     Raises:
-        UsageError: an address that is none.
+        UsageError: an address or a file that is none.
     """
     from ..linescan import sinks
 
+    for option, file in (("--jsonl", jsonl), ("--csv", csv)):
+        if file == Path("-"):
+            raise UsageError(f"{option}: expected a file, got -; standard output lists the events")
     made: list[Sink] = []
     if jsonl is not None:
         made.append(sinks.JsonLines(jsonl, fsync))
