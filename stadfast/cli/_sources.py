@@ -142,15 +142,17 @@ def make_sinks(
     if metrics is not None and metrics.endswith(".prom"):
         made.append(sinks.PrometheusFile(metrics))
     elif metrics is not None:
-        host, port = _address("--metrics", metrics if ":" in metrics else f"127.0.0.1:{metrics}")
+        host, port = _address("--metrics", metrics, "PORT, HOST:PORT or FILE.prom", "127.0.0.1")
         made.append(sinks.PrometheusServer(port, host))
     return made
 
 
-def _address(option: str, text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
+def _address(option: str, text: str, wanted: str = "HOST:PORT", host: str = "") -> tuple[str, int]:
+    """``host``: of a port alone."""
+    given, colon, port = text.rpartition(":")
+    host = given if colon else host
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"{option}: expected HOST:PORT, got {text!r}")
+        raise UsageError(f"{option}: expected {wanted}, got {text!r}")
     return host.strip("[]"), int(port)
 
 
