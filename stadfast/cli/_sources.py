@@ -120,10 +120,13 @@ def make_sinks(
     """The sinks that were asked for, those that must lose nothing first.
 
     Raises:
-        UsageError: an address or a file that is none.
+        UsageError: an address, a file or an ``fsync`` that is none.
     """
     from ..linescan import sinks
+    from ..linescan.sinks.journal import FSYNC
 
+    if fsync not in FSYNC:  # also where no file asks for it
+        raise UsageError(f"--fsync: expected one of {', '.join(FSYNC)}, got {fsync!r}")
     for option, file in (("--jsonl", jsonl), ("--csv", csv)):
         if file == Path("-"):
             raise UsageError(f"{option}: expected a file, got -; standard output lists the events")

@@ -204,7 +204,7 @@ def test_a_reader_who_has_seen_enough(model, threshold, tmp_path):
         (("simulate:woven", "--webhook", "gopher://a"), 2, "url"),
         (("simulate:woven", "--metrics", "host:x"), 2, "--metrics"),
         (("simulate:woven", "--metrics", "a.txt"), 2, "PORT, HOST:PORT or FILE.prom, got 'a.txt'"),
-        (("simulate:woven", "--fsync", "maybe", "--jsonl", "x"), 2, "fsync"),
+        (("simulate:woven", "--fsync", "maybe"), 2, "--fsync"),
         (("simulate:woven", "--jsonl", "-"), 2, "--jsonl: expected a file"),
         (("simulate:woven", "--csv", "-"), 2, "--csv: expected a file"),
         (("simulate:woven", "--jsonl", "/dev/null/x"), 1, "cannot write"),
