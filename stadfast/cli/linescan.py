@@ -59,7 +59,10 @@ def stream(
     pixel_pitch: Annotated[
         str | None, typer.Option(metavar="MM|ALONGxACROSS", help="Of a pixel, in mm.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Lines computed at once.")] = 64,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Lines computed at once; default: 64, or the next that the model can take."),
+    ] = None,
     downscale: Annotated[int, typer.Option(min=1, help="Average squares of so many pixels first.")] = 1,
     overlap: Annotated[
         int | None,

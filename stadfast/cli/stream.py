@@ -18,12 +18,13 @@ import typer
 from .. import load
 from ..errors import DataError
 from ..linescan import Event, FlatField, Inspector, Notice, Sink, Status
-from ..linescan.native import is_archive
+from ..linescan.native import deepest_stride, is_archive
 from ..linescan.sources import Source
 from ..methods.hardware import choose_device
 from ._guard import printable, say
 
 _LOG_INTERVAL_S = 10.0
+_ROWS = 64  # computed at once
 
 
 def stream(
@@ -34,6 +35,8 @@ def stream(
     device: str,
     threads: int | None,
     flat_field: Path | None,
+    rows_per_push: int | None,
+    downscale: int,
     **options: Any,
 ) -> None:
     """Inspect a source until it ends or the program is told to stop; print each event."""
@@ -42,7 +45,8 @@ def stream(
     listing = Listing()
     inspector = Inspector(
         detector, source, [*sinks, listing, LiveLine()], device=str(where),
-        flat_field=None if flat_field is None else learn_flat_field(flat_field), **options,
+        flat_field=None if flat_field is None else learn_flat_field(flat_field), downscale=downscale,
+        rows_per_push=rows_per_push or default_rows(detector, downscale), **options,
     )  # fmt: skip
     listing.stop = inspector.stop
     with computing(threads), stopping(inspector.stop) as received:
@@ -52,6 +56,12 @@ def stream(
     if received:
         say(f"{signal.Signals(received[0]).name}: stopped; every event is closed")
         raise typer.Exit(128 + received[0])
+
+
+def default_rows(detector: Any, downscale: int) -> int:
+    """64, or the next multiple of a streamer's unit (an archive's divides 64)."""
+    unit = deepest_stride(detector.graph_.network) * downscale if hasattr(detector, "graph_") else 1
+    return _ROWS + -_ROWS % unit
 
 
 @contextmanager

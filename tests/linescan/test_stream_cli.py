@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import stadfast as sf
 from stadfast.cli import app
 from stadfast.cli._sources import make_sinks, make_source, parse_margin, parse_pitch
-from stadfast.cli.stream import LiveLine, describe, learn_flat_field
+from stadfast.cli.stream import LiveLine, default_rows, describe, learn_flat_field
 from stadfast.errors import DataError, StadfastError, UsageError
 from stadfast.linescan import Status, native_maps, sinks, sources
 
@@ -219,6 +219,13 @@ def test_bad_input_is_one_line(model, arguments, code, words, monkeypatch):
     assert "Traceback" not in result.output
     errors = [line for line in result.stderr.splitlines() if "error" in line]
     assert len(errors) == 1
+
+
+def test_rows_that_any_downscale_can_take(model):
+    """64 are no multiple of 3 x 16."""
+    result = run(model, "simulate:woven", "--width", WIDTH, "--lines", 1, "--downscale", 3)
+    assert result.exit_code == 0, result.output
+    assert [default_rows(sf.load(model, device="cpu"), scale) for scale in (1, 2, 3, 8)] == [64, 64, 96, 128]
 
 
 def test_a_model_that_is_none(tmp_path):
