@@ -32,7 +32,7 @@ class NativeMaps:
         downscale: int = 1,
     ) -> None:
         self._graph, self._detector, self._depth_first = graph_of(detector), detector, depth_first
-        check_strip(1, downscale, precision, None)
+        _, downscale = check_strip(1, downscale, precision, None)
         if depth_first is None and getattr(self._graph.network, "global_term", None) is not None:
             self._depth_first = False
         self._device = torch.device(device) if device else self._graph.preprocess.mean.device

@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -216,21 +217,24 @@ def whole_maps(
 # ------------------------------------------------------------------------------------------- arguments
 
 
-def check_strip(width: Any, downscale: Any, precision: Any, flat_field: FlatField | None) -> None:
-    for name, value in (("width", width), ("downscale", downscale)):
-        check_multiple(name, value, 1)
+def check_strip(width: Any, downscale: Any, precision: Any, flat_field: FlatField | None) -> tuple[int, int]:
+    """Width and down-scaling, as :func:`check_multiple` has them."""
+    width, downscale = check_multiple("width", width, 1), check_multiple("downscale", downscale, 1)
     if precision not in DTYPES:
         raise UsageError(f"precision: expected one of {', '.join(DTYPES)}, got {precision!r}")
     if flat_field is not None and flat_field.gain.shape != (3, width):
         raise UsageError(
             f"flat_field: expected gains of shape (3, {width}), got {tuple(flat_field.gain.shape)}"
         )
+    return width, downscale
 
 
-def check_multiple(name: str, value: Any, unit: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or value % unit:
+def check_multiple(name: str, value: Any, unit: int) -> int:
+    """``value`` as an integer of Python's own, whose negative does not overflow."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1 or value % unit:
         wanted = "a whole number from 1" if unit == 1 else f"a multiple of {unit}"
         raise UsageError(f"{name}: expected {wanted}, got {value!r}")
+    return int(value)
 
 
 def check_rows(rows: Any, width: int, before: Tensor | None) -> None:

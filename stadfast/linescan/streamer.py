@@ -68,11 +68,11 @@ class RowStreamer:
         downscale: int = 1,
         flat_field: FlatField | None = None,
     ) -> None:
-        check_strip(width, downscale, precision, flat_field)
+        width, downscale = check_strip(width, downscale, precision, flat_field)
         network, preprocess, unit = strip_model(detector, downscale, precision)
         self.unit = unit * downscale
         if rows_per_push is not None:
-            check_multiple("rows_per_push", rows_per_push, self.unit)
+            rows_per_push = check_multiple("rows_per_push", rows_per_push, self.unit)
         self.rows_per_push = rows_per_push
         self._device = torch.device(device) if device else preprocess.mean.device
         self._preprocess, self._downscale, self._dtype = preprocess, downscale, DTYPES[precision]
@@ -87,7 +87,7 @@ class RowStreamer:
         Raises:
             UsageError: as at construction.
         """
-        check_strip(width, self._downscale, "fp32", flat_field)
+        width, _ = check_strip(width, self._downscale, "fp32", flat_field)
         columns = width + -width % self.unit
         self.width = width
         self._network.set_width(columns // self._downscale)

@@ -48,10 +48,10 @@ class TiledStreamer:
         flat_field: FlatField | None = None,
     ) -> None:
         graph = graph_of(detector)
-        check_strip(width, downscale, precision, flat_field)
+        width, downscale = check_strip(width, downscale, precision, flat_field)
         self.unit = deepest_stride(graph.network) * downscale
-        check_multiple("rows_per_push", rows_per_push, self.unit)
-        check_multiple("overlap", overlap, self.unit)
+        rows_per_push = check_multiple("rows_per_push", rows_per_push, self.unit)
+        overlap = check_multiple("overlap", overlap, self.unit)
         self._device = torch.device(device) if device else graph.preprocess.mean.device
         self._graph = graph.to(self._device)
         self._options: dict[str, Any] = {

@@ -61,6 +61,14 @@ def test_array(shape):
     assert np.array_equal(found, np.concatenate([rows, rows]).reshape(200, 8, -1))
 
 
+def test_sizes_may_be_numpys():
+    rows, size = noise((300, 200)), np.uint8(200)
+    assert np.array_equal(everything(ArraySource(rows, size, np.int64(1)))[0][:, :, 0], rows)
+    assert everything(GeneratedWeb(lines=size, block=size))[0].shape == (200, 256, 3)
+    with pytest.raises(UsageError, match="block"):
+        ArraySource(rows, np.bool_(True))
+
+
 def test_generated_web_is_the_material():
     defect = Defect("hole", 60, 30, 10.0)
     source = GeneratedWeb("woven", 64, 150, first=20, seed=3, defects=[defect], block=32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from strips import SMALL, assert_equal, detector, stream, streamer, strip, untrained
@@ -59,6 +60,13 @@ def test_no_camera_has_an_empty_map() -> None:
     found = RowStreamer(detector(SMALL), 21, 8)
     maps = [found.push(strip(80, 21)[:0]) for _ in range(2)]
     assert torch.cat([*maps, found.finish()], dim=2).shape == (0, 1, 160, 21)
+
+
+def test_sizes_may_be_numpys() -> None:
+    made, sizes = detector(SMALL), (np.uint8(16), np.uint8(8))
+    for found in (RowStreamer(made, *sizes), TiledStreamer(made, *sizes)):  # type: ignore[arg-type]
+        maps = torch.cat([found.push(strip(40, 16)), found.finish()], dim=2)
+        assert maps.shape == (1, 1, 40, 16)
 
 
 def test_a_strip_keeps_its_cameras_and_dtype() -> None:

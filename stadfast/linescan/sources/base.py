@@ -108,10 +108,8 @@ class ArraySource(Source):
         self._rows = rows if rows.ndim == 3 else rows[:, :, None]
         if 0 in self._rows.shape or self._rows.shape[2] not in (1, 3):
             raise UsageError(f"rows: expected lines with 1 or 3 channels, got {rows.shape}")
-        check_positive("block", block)
-        if repeat is not None:
-            check_positive("repeat", repeat)
-        self._block, self._repeat = block, repeat
+        self._block = check_positive("block", block)
+        self._repeat = None if repeat is None else check_positive("repeat", repeat)
         self._next = self._round = 0
         self.name = "lines in memory"
 
@@ -138,6 +136,8 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=key)
 
 
-def check_positive(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+def check_positive(name: str, value: Any) -> int:
+    """``value`` as an integer of Python's own: NumPy's overflow, and JSON has none of them."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise UsageError(f"{name}: expected a whole number from 1, got {value!r}")
+    return int(value)

@@ -38,13 +38,12 @@ class ImageFiles(Source):
     ) -> None:
         from ...data import list_images
 
-        check_positive("block", block)
+        self._block, self._repeat = check_positive("block", block), repeat
         if isinstance(paths, (str, os.PathLike)):
             self._paths, self.name = natural_order(list_images(paths)), str(paths)
         else:
             self._paths = list_images(list(paths))
             self.name = f"{len(self._paths)} files"
-        self._block, self._repeat = block, repeat
         self._left = deque(self._paths)
         self._rows: np.ndarray | None = None
 
@@ -89,8 +88,8 @@ class WatchedFolder(Source):
     ) -> None:
         if not settle >= 0:
             raise UsageError(f"settle: expected seconds from 0, got {settle!r}")
-        check_positive("block", block)
-        self._folder, self._existing, self._settle, self._block = Path(folder), existing, settle, block
+        self._block = check_positive("block", block)
+        self._folder, self._existing, self._settle = Path(folder), existing, settle
         self.name = str(folder)
         self._sizes: dict[Path, tuple[tuple[int, int, int], float]] = {}  # identity and since when
         self._done: dict[Path, tuple[int, int, int]] = {}

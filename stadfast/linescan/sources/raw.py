@@ -35,7 +35,7 @@ class RawLines(Source):
     """
 
     def __init__(self, path: str | os.PathLike[str], width: int, format: str = "mono8") -> None:
-        check_positive("width", width)
+        width = check_positive("width", width)
         if format not in FORMATS:
             raise UsageError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
         if format == "mono12p" and width % 2:

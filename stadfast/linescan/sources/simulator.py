@@ -37,14 +37,12 @@ class GeneratedWeb(Source):
     ) -> None:  # fmt: skip
         from ...data import Material
 
-        for name, value in (("lines", lines), ("block", block)):
-            if value is not None:
-                check_positive(name, value)
+        self._end = math.inf if lines is None else first + check_positive("lines", lines)
+        self._block = check_positive("block", block)
         if first < 0:
             raise UsageError(f"first: expected a row from 0, got {first!r}")
         self._web = Material(material, width, seed, defects=defects, defect_rate=defect_rate)
-        self._first, self._next, self._block = first, first, block
-        self._end = math.inf if lines is None else first + lines
+        self._first = self._next = first
         self.name = f"generated {material} web"
 
     def open(self) -> None:
@@ -77,8 +75,7 @@ class Paced(Source):
     def __init__(self, source: Source, line_rate: float, block: int = 16) -> None:
         if not (math.isfinite(line_rate) and line_rate > 0):
             raise UsageError(f"line_rate: expected lines a second above 0, got {line_rate!r}")
-        check_positive("block", block)
-        self._source, self._rate, self._block = source, line_rate, block
+        self._source, self._rate, self._block = source, line_rate, check_positive("block", block)
         self.name = f"{source.name} at {line_rate:g} lines/s"
         self._start: int | None = None
         self._delivered = 0
