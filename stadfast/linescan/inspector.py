@@ -99,8 +99,10 @@ class Inspector:
         status_every: float = 1.0,
         history: int = 4096,
     ) -> None:
-        for name, whole in (("rows_per_push", rows_per_push), ("capacity", capacity), ("history", history)):
-            check_positive(name, whole)
+        rows_per_push = check_positive("rows_per_push", rows_per_push)
+        capacity, history = check_positive("capacity", capacity), check_positive("history", history)
+        downscale = check_positive("downscale", downscale)
+        overlap = None if overlap is None else check_positive("overlap", overlap)
         times = {"stall_after": stall_after, "retry_after": retry_after, "status_every": status_every}
         for name, seconds in times.items():
             if not seconds > 0:

@@ -392,7 +392,7 @@ def test_numbers_may_be_numpys(tmp_path):
     one = np.float32(0.5)
     inspect(
         Script(), JsonLines(tmp_path / "a.jsonl"), low=one, pixel_pitch=one, min_area=np.int64(1),
-        merge_distance=np.int64(1), max_length=np.int64(100),
+        merge_distance=np.int64(1), max_length=np.int64(100), rows_per_push=np.int64(16), downscale=np.int64(1),
     )  # fmt: skip
     run = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
     assert run["pixel_pitch"] == [0.5, 0.5]
