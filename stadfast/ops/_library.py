@@ -101,7 +101,7 @@ def compile_into_cache(target: Path, fingerprint: str, what: str, build: Callabl
             shutil.rmtree(leftover, ignore_errors=True)
         logger.info("compiling %s into %s (once)", what, folder)
         if sys.stderr.isatty():
-            print(f"stadfast: compiling its {what} library, once (about 20 s) ...", file=sys.stderr)
+            print(f"stadfast: compiling its {what} library, once (half a minute or so) ...", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix=f"build-{what}-", dir=folder) as scratch:
             built = build(Path(scratch))
             digest = Path(scratch) / "digest"
