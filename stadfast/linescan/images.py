@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..methods.hardware import choose_device
 from .native import check_rows, check_strip, graph_of, whole_maps
 from .streamer import RowStreamer
 
@@ -35,7 +36,7 @@ class NativeMaps:
         _, downscale = check_strip(1, downscale, precision, None)
         if depth_first is None and getattr(self._graph.network, "global_term", None) is not None:
             self._depth_first = False
-        self._device = torch.device(device) if device else self._graph.preprocess.mean.device
+        self._device = choose_device(str(device)) if device else self._graph.preprocess.mean.device
         self._downscale, self._precision = downscale, precision
         self._streamer = self._make_streamer() if depth_first else None
 

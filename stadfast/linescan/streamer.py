@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..methods.hardware import choose_device
 from .flat_field import FlatField
 from .layers import Step
 from .model import strip_model
@@ -74,7 +75,7 @@ class RowStreamer:
         if rows_per_push is not None:
             rows_per_push = check_multiple("rows_per_push", rows_per_push, self.unit)
         self.rows_per_push = rows_per_push
-        self._device = torch.device(device) if device else preprocess.mean.device
+        self._device = choose_device(str(device)) if device else preprocess.mean.device
         self._preprocess, self._downscale, self._dtype = preprocess, downscale, DTYPES[precision]
         self._network = network.to(self._dtype).to(memory_format=torch.channels_last)
         self._block = rows_per_push or self.unit

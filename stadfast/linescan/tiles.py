@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..methods.hardware import choose_device
 from .flat_field import FlatField
 from .native import check_multiple, check_rows, check_strip, deepest_stride, graph_of, whole_maps
 
@@ -52,7 +53,7 @@ class TiledStreamer:
         self.unit = deepest_stride(graph.network) * downscale
         rows_per_push = check_multiple("rows_per_push", rows_per_push, self.unit)
         overlap = check_multiple("overlap", overlap, self.unit)
-        self._device = torch.device(device) if device else graph.preprocess.mean.device
+        self._device = choose_device(str(device)) if device else graph.preprocess.mean.device
         self._graph = graph.to(self._device)
         self._options: dict[str, Any] = {
             "downscale": downscale,

@@ -38,6 +38,7 @@ def test_errors_name_the_argument() -> None:
         "width: expected a whole number from 1, got 0": lambda: RowStreamer(made, 0),
         "rows_per_push: expected a multiple of 8, got 20": lambda: RowStreamer(made, 16, 20),
         "precision: expected one of fp32, bf16, got 'int8'": lambda: RowStreamer(made, 16, precision="int8"),
+        "device: expected auto, cpu, cuda or cuda:N, got 'foo'": lambda: RowStreamer(made, 16, device="foo"),
         "downscale: expected a whole number from 1, got 1.5": lambda: RowStreamer(made, 16, downscale=1.5),  # type: ignore[arg-type]
         r"flat_field: expected gains of shape \(3, 16\)": lambda: RowStreamer(
             made, 16, flat_field=FlatField(torch.ones(3, 8), torch.zeros(3, 8))
