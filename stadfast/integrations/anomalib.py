@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import StadfastError, UsageError
+from ..errors import DataError, StadfastError, UsageError
 from ..runtime import optimise
 
 _TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}  # of the largest value, on noise
@@ -24,15 +24,33 @@ class Accelerated:
         precision: of the networks.
         path: how they run, as in :class:`stadfast.Scorer`.
         fields: those of ``InferenceBatch`` that the model fills.
+        image_size: (H, W) of the images.
     """
 
-    def __init__(self, run: Callable[[Tensor], Any], path: str, precision: str, fields: list[str]) -> None:
+    def __init__(
+        self, run: Callable[[Tensor], Any], path: str, precision: str, fields: list[str],
+        image_size: tuple[int, int],
+    ) -> None:  # fmt: skip
         self._run, self.path, self.precision, self.fields = run, path, precision, fields
+        self.image_size = image_size
 
     def __call__(self, images: Tensor) -> Any:
-        """(B, 3, H, W) float as the model takes it -> ``InferenceBatch``."""
+        """(B, 3, H, W) float as the model takes it -> ``InferenceBatch``.
+
+        Raises:
+            DataError: other images, such as of a size that the model was not accelerated for.
+        """
         from anomalib.data import InferenceBatch
 
+        size = (3, *self.image_size)  # a recorded graph would take others, and lose their resizing
+        if not isinstance(images, Tensor) or images.dim() != 4 or tuple(images.shape[1:]) != size:
+            came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise DataError(
+                f"images: expected (B, {', '.join(map(str, size))}), got {came}; accelerate(image_size=...) says "
+                "which size will come"
+            )
+        if not images.is_floating_point():
+            raise DataError(f"images: expected floating point, got {images.dtype}")
         with torch.inference_mode():
             outputs = self._run(images)
         return InferenceBatch(**dict(zip(self.fields, outputs, strict=True)))
@@ -49,13 +67,17 @@ def accelerate(
 
     Args:
         model: the trained model.
-        image_size: (H, W) of the images that will come; EfficientAd's graph depends on it.
+        image_size: (H, W) of the images that will come; no others are taken.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"``.
 
     Raises:
         UsageError: another model, one with a tiler, or wrong arguments. StadfastError: the rewritten model gives other
         results than the model, and is not returned.
     """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"precision: expected auto, fp32 or bf16, got {precision!r}")
+    if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
+        raise UsageError(f"image_size: expected (H, W), got {image_size!r}")
     plain = _checked(model).cpu()
     example = torch.rand(2, 3, *image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -74,7 +96,7 @@ def accelerate(
                     f"{type(model).__name__} cannot be accelerated: its {name} would differ by {difference:.2g} of the "
                     f"largest value in {chosen}"
                 )
-    return Accelerated(run, path, chosen, fields)
+    return Accelerated(run, path, chosen, fields, (image_size[0], image_size[1]))
 
 
 def torch_inferencer(

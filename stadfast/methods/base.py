@@ -230,6 +230,11 @@ class Detector:
         batches = [found for _, found in self.stream(data, skip_broken=skip_broken)]
         scores = torch.cat([found.pred_score for found in batches])
         peaks = torch.cat([found.anomaly_map.flatten(1).amax(1) for found in batches])
+        if not (scores.isfinite().all() and peaks.isfinite().all()):
+            raise StadfastError(
+                "the scores of good images are not finite, as after a training that has diverged; a lower learning "
+                "rate may help"
+            )
         value, rule = threshold_of(scores, quantile, target_fpr)
         self.calibration_ = {**rule, "images": len(scores), "source": source}
         self._set_thresholds(value.item(), threshold_of(peaks, quantile, target_fpr)[0].item())

@@ -21,11 +21,12 @@ def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any]
 ) -> None:
     """Write atomically. Equal contents give equal bytes."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
-        save_file(copies, temporary, metadata={_KEY: json.dumps(header, sort_keys=True)})
+        # In memory first: a full disk is then an OSError like everywhere.
+        temporary.write_bytes(save(copies, metadata={_KEY: json.dumps(header, sort_keys=True)}))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -77,6 +77,7 @@ def export(
     if aot and format != "export":
         raise UsageError(f"aot: goes with format 'export' only, got {format!r}")
     path = Path(path)
+    _check_suffix(path, format)
     graph = detector._fitted()
     plain = portable or format in ("onnx", "openvino")
     network_size = tuple(graph.preprocess.size)
@@ -95,6 +96,15 @@ def export(
         with atomic_write(path) as temporary:
             _WRITERS[format](module, example, temporary, path, metadata, dynamic)
     return path
+
+
+def _check_suffix(path: Path, format: str) -> None:
+    """A Scorer tells some formats by it, and a detector's own bundle must not be written over."""
+    wanted = _SUFFIXES.get(format)
+    if wanted is not None and path.suffix != wanted:
+        raise UsageError(f"path: expected a name that ends with {wanted} for format {format!r}, got {path}")
+    if wanted is None and path.suffix in (*_SUFFIXES.values(), ".safetensors"):
+        raise UsageError(f"path: expected a name such as {path.stem}.pt for format {format!r}, got {path}")
 
 
 def unlike_inputs(preprocess: Any) -> tuple[int, int]:
@@ -165,8 +175,8 @@ def _write_torchscript(
     module: nn.Module, example: Tensor, temporary: Path, path: Path, metadata: dict[str, Any], dynamic: bool
 ) -> None:
     recorded = record(module, example)
-    with quiet():
-        recorded.save(os.fspath(temporary), _extra_files={MEMBER: json.dumps(metadata)})
+    with quiet():  # in memory first: a full disk would end the process
+        temporary.write_bytes(recorded.save_to_buffer(_extra_files={MEMBER: json.dumps(metadata)}))
 
 
 def _write_exported(
@@ -251,6 +261,7 @@ def _write_openvino(
             weights.write_bytes(file.with_suffix(".bin").read_bytes())
 
 
+_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 _WRITERS: dict[str, Callable[..., None]] = {
     "torchscript": _write_torchscript,
     "export": _write_exported,

@@ -235,6 +235,11 @@ def open_recorded(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[
             f"{source} is refused: it holds machine code; torch._inductor.aoti_load_package runs it, if you trust it"
         )
     kind = format_of(source)
+    if kind == "onnx" and metadata["method"] == "mkd":
+        raise UsageError(
+            f"{source}: OpenVINO, which runs ONNX archives here, computes wrong maps for mkd; ONNX Runtime computes "
+            "them right, or export TorchScript"
+        )
     if kind in ("onnx", "openvino"):
         return None, metadata, kind
     if not metadata["portable"]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from stadfast.errors import UsageError
+from stadfast.errors import DataError, UsageError
 from stadfast.integrations.anomalib import accelerate
 
 SIZE = (128, 128)
@@ -97,6 +97,20 @@ def test_the_whole_model_with_its_pre_and_post_processing(offline: None) -> None
         assert (a is None) == (b is None)
         if b is not None and b.is_floating_point():
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_other_images_are_refused(offline: None) -> None:
+    fast = accelerate(randomise(stfpm()), image_size=(64, 96), precision="fp32")
+    for images in (torch.rand(1, 3, 96, 64), torch.rand(1, 1, 64, 96), torch.rand(3, 64, 96)):
+        with pytest.raises(DataError, match=r"images: expected \(B, 3, 64, 96\), got"):
+            fast(images)
+    with pytest.raises(DataError, match=r"expected floating point, got torch\.uint8"):
+        fast(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    assert fast(torch.rand(0, 3, 64, 96)).anomaly_map.shape[0] == 0
+    with pytest.raises(UsageError, match="precision: expected auto, fp32 or bf16, got 'x'"):
+        accelerate(randomise(stfpm()), precision="x")
+    with pytest.raises(UsageError, match="image_size: expected"):
+        accelerate(randomise(stfpm()), image_size=256)  # type: ignore[arg-type]
 
 
 def test_other_models_are_refused() -> None:

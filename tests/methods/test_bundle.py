@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Callable
@@ -133,8 +134,16 @@ def test_a_full_disk_leaves_the_old_bundle(bundle: Path, fitted: sf.STPM, tmp_pa
             file.write(b"x" * 10_000)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(StadfastError, match=r"m\.safetensors: the disk is full"):
             fitted.save(path)
     assert path.read_bytes() == bundle.read_bytes()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_scores_that_are_not_finite_give_no_threshold(fitted: sf.STPM) -> None:
+    broken = copy.deepcopy(fitted)
+    for tensor in broken.graph_.network.student.parameters():
+        tensor.data.fill_(float("nan"))
+    with pytest.raises(StadfastError, match="not finite, as after a training that has diverged"):
+        broken.calibrate(torch.rand(4, 3, 64, 64))

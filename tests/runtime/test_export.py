@@ -176,11 +176,17 @@ def test_other_runtimes(stpm: sf.Detector, images: Tensor, tmp_path: Path, forma
         ({"aot": True}, "aot: goes with format 'export' only, got 'torchscript'"),
         ({"size": "big"}, "size: expected 'dynamic'"),
         ({"size": (8, 8)}, "size: expected 'dynamic'"),
+        (
+            {"format": "onnx"},
+            r"path: expected a name that ends with \.onnx for format 'onnx', got .*model\.pt",
+        ),
+        ({"path": "model.xml"}, r"path: expected a name such as model\.pt for format 'torchscript'"),
+        ({"path": "model.safetensors"}, r"path: expected a name such as model\.pt"),
     ],
 )
 def test_wrong_arguments(stpm: sf.Detector, tmp_path: Path, arguments: dict, message: str) -> None:
     with pytest.raises(sf.errors.UsageError, match=message):
-        export(stpm, tmp_path / "model.pt", **arguments)
+        export(stpm, tmp_path / arguments.pop("path", "model.pt"), **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
