@@ -18,11 +18,11 @@ from ..data import list_images, read_image
 from ..errors import StadfastError, UsageError
 from ..runtime import Scorer, export
 from ..runtime.bench import Contender, machine, measure, peak_memory
+from ..runtime.scorer import AGREE
 from ._guard import printable
 from ._output import write_json
 
 PEERS = ("eager", "compile", "aot", "openvino", "openvino-dynamic", "anomalib")
-_AGREE = 0.1  # bf16 against fp32, of the map's largest value
 
 
 def bench(
@@ -110,7 +110,7 @@ def _agreement(contenders: dict[str, Contender], images: Tensor) -> dict[str, fl
         if name not in ("stadfast", "anomalib"):
             difference = (run(images[:1])[2].to(ours.device) - ours).abs().max() / ours.abs().max()
             found[name] = round(float(difference), 6)
-            if not difference <= _AGREE:
+            if not difference <= AGREE:
                 raise StadfastError(
                     f"{name} gives other maps: they differ by {found[name]} of the largest value"
                 )

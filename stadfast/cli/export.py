@@ -9,9 +9,8 @@ from ..data import list_images
 from ..errors import StadfastError, UsageError
 from ..runtime import Scorer, compare
 from ..runtime import export as write
+from ..runtime.scorer import AGREE
 from ._guard import printable
-
-_AGREE = 0.1  # of the map's largest value; bf16 is allowed that, too
 
 
 def export(
@@ -41,5 +40,5 @@ def export(
         f"  map    {found.map:.3g} ({found.relative_map:.2g} of the largest)\n"
         f"and gives {found.verdicts} other verdicts"
     )
-    if not found.relative_map <= _AGREE:
+    if not found.relative_map <= AGREE:
         raise StadfastError(f"{printable(output)} does not agree with the detector: do not use it")

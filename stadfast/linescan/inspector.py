@@ -12,13 +12,14 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..errors import RingTimeoutError, UsageError
+from .arguments import check_positive
 from .connection import Connection
 from .feed import POLL_S, Feed, format_of
 from .flat_field import FlatField
 from .observer import Event, Run, Sink, Status
 from .reporter import Reporter
 from .ring import POLICIES, RowRing
-from .sources.base import Block, Notice, Source, check_positive
+from .sources.base import Block, Notice, Source
 from .strip import Streamer, Strip, streamer_factory
 from .tracker import DefectTracker, checked_margin, checked_pitch
 

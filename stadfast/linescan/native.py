@@ -15,13 +15,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
 from ..errors import StadfastError, UsageError
+from .arguments import check_positive
 from .flat_field import FlatField
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -218,8 +218,8 @@ def whole_maps(
 
 
 def check_strip(width: Any, downscale: Any, precision: Any, flat_field: FlatField | None) -> tuple[int, int]:
-    """Width and down-scaling, as :func:`check_multiple` has them."""
-    width, downscale = check_multiple("width", width, 1), check_multiple("downscale", downscale, 1)
+    """Width and down-scaling, as integers of Python's own."""
+    width, downscale = check_positive("width", width), check_positive("downscale", downscale)
     if precision not in DTYPES:
         raise UsageError(f"precision: expected one of {', '.join(DTYPES)}, got {precision!r}")
     if flat_field is not None and flat_field.gain.shape != (3, width):
@@ -227,14 +227,6 @@ def check_strip(width: Any, downscale: Any, precision: Any, flat_field: FlatFiel
             f"flat_field: expected gains of shape (3, {width}), got {tuple(flat_field.gain.shape)}"
         )
     return width, downscale
-
-
-def check_multiple(name: str, value: Any, unit: int) -> int:
-    """``value`` as an integer of Python's own, whose negative does not overflow."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1 or value % unit:
-        wanted = "a whole number from 1" if unit == 1 else f"a multiple of {unit}"
-        raise UsageError(f"{name}: expected {wanted}, got {value!r}")
-    return int(value)
 
 
 def check_rows(rows: Any, width: int, before: Tensor | None) -> None:

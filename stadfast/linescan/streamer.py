@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..methods.hardware import choose_device
+from .arguments import check_multiple
 from .flat_field import FlatField
 from .layers import Step
 from .model import strip_model
 from .native import (
     DTYPES,
     Preparation,
-    check_multiple,
     check_rows,
     check_strip,
     extend_rows,

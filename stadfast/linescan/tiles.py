@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..methods.hardware import choose_device
+from .arguments import check_multiple
 from .flat_field import FlatField
-from .native import check_multiple, check_rows, check_strip, deepest_stride, graph_of, whole_maps
+from .native import check_rows, check_strip, deepest_stride, graph_of, whole_maps
 
 
 class TiledStreamer:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UsageError
+from .arguments import check_positive
 from .observer import Event
-from .sources.base import check_positive
 
 if TYPE_CHECKING:
     from ..data import Defect

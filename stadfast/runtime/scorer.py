@@ -259,6 +259,9 @@ def _choose(wanted: str, archived: str, device: torch.device) -> str:
     return wanted
 
 
+AGREE = 0.1  # bf16 against fp32, of the map's largest value; more is another detector
+
+
 class Agreement(NamedTuple):
     """The largest differences between a detector and a scorer over ``images`` images.
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import UsageError
+from ..arguments import check_positive
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,3 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
         return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
 
     return sorted(paths, key=key)
-
-
-def check_positive(name: str, value: Any) -> int:
-    """``value`` as an integer of Python's own: NumPy's overflow, and JSON has none of them."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name}: expected a whole number from 1, got {value!r}")
-    return int(value)

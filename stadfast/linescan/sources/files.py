@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DataError, SourceError, UsageError
-from .base import NOTHING, Block, Notice, Source, check_positive, natural_order
+from ..arguments import check_positive
+from .base import NOTHING, Block, Notice, Source, natural_order
 
 _POLL_S = 0.1
 

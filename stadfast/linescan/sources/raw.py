@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import SourceError, UsageError
-from .base import NOTHING, Block, Notice, Source, check_positive
+from ..arguments import check_positive
+from .base import NOTHING, Block, Notice, Source
 
 FORMATS = {"mono8": 8, "mono12p": 12, "mono16": 16, "rgb8": 24}  # bits of a pixel
 _READ_BYTES = 1 << 20

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import UsageError
-from .base import NOTHING, Block, Source, check_positive
+from ..arguments import check_positive
+from .base import NOTHING, Block, Source
 
 if TYPE_CHECKING:
     from ...data import Defect
