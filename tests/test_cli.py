@@ -397,6 +397,24 @@ def test_ctrl_c_says_how_to_go_on(category, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_sigterm_leaves_no_half_files(model, category, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for index in range(3000):
+        (folder / f"{index}.png").symlink_to(next((category / "test/good").glob("*.png")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stadfast", "score", model, folder, "--json", tmp_path / "out" / "scores.json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    assert list((tmp_path / "out").iterdir())  # the file under its other name
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in error
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_resuming_a_finished_fit_changes_nothing(category, model):
     before = model.read_bytes()
     result = run("fit", category, *FIT, "--epochs", 2, "--resume", "--output", model)
@@ -430,8 +448,12 @@ def test_evaluate_anybodys_maps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("--maps", "a"), ("m", "d", "--maps", "a", "--masks", "b"), ("m",)]
-)
+    "arguments",
+    [
+        (), ("--maps", "a"), ("m", "d", "--maps", "a", "--masks", "b"), ("m",),
+        ("--maps", "a", "--masks", "b", "--report", "r.html"),
+    ],
+)  # fmt: skip
 def test_evaluate_wants_a_model_or_maps(arguments):
     result = run("evaluate", *arguments)
     assert result.exit_code == 2

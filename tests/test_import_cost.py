@@ -77,7 +77,7 @@ start = time.perf_counter()
 import stadfast.runtime
 print(time.perf_counter() - start)
 ours = {name for name in sys.modules if name.startswith("stadfast.methods.")}
-assert ours <= {"stadfast.methods.graph", "stadfast.methods.hardware"}, ours
+assert ours <= {f"stadfast.methods.{name}" for name in ("arguments", "bundle", "graph", "hardware")}, ours
 assert not {"stadfast.backbones", "stadfast.data"} & set(sys.modules)
 """
     run(program)

@@ -45,6 +45,15 @@ def test_detector_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names["detector"].calibration_["target_fpr"] == 0.01
 
 
+def test_folders_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("ok", 5), ("nok", 2), ("masks", 2)):
+        write_images(tmp_path / "part" / name, count)
+    (example,) = re.findall(r"(sf\.Folder\(.*?\n).{41}(.*?\))", README)
+    data = eval("".join(example))
+    assert (len(data.train), len(data.test), data.test[-1].mask) == (4, 3, Path("part/masks/001.png"))
+
+
 def test_ops_example() -> None:
     student = [torch.randn(2, c, n, n) for c, n in ((8, 16), (16, 8))]
     teacher = [torch.randn_like(s) for s in student]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
 
 from ..errors import StadfastError, UsageError
 
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143  # as shells report SIGINT, SIGPIPE and SIGTERM
 
 
 def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Callable[..., None]:
@@ -27,7 +30,7 @@ def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Calla
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _terminable():
                 warnings.showwarning = _show_warning
                 command(*args, **kwargs)
             if sys.stdout is not None:  # as after >&-
@@ -56,6 +59,19 @@ def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Calla
             raise typer.Exit(1) from None
 
     return run
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does: temporary files go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _close_pipe() -> NoReturn:

@@ -12,12 +12,35 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .._files import atomic_write
+from ..errors import UsageError
 
 
 def write_json(target: str | None, value: Mapping[str, Any]) -> None:
     """Write one object to ``target``, see :func:`opened`."""
     with opened(target) as file:
         file.write(_dumps(value, indent=2) + "\n")
+
+
+def check_writable(option: str, target: str | os.PathLike[str] | None) -> None:
+    """Find out before long work that its result can be written after it.
+
+    Args:
+        option: that names the file.
+        target: the file; None and ``"-"`` are no files.
+
+    Raises:
+        UsageError: a folder, or in one that cannot be written.
+    """
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    if path.is_dir():
+        raise UsageError(f"{option}: {path} is a folder; wanted the name of a file")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{option}: cannot write {path}, as {folder} is not a folder with write permission")
 
 
 class JsonList:

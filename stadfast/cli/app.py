@@ -113,13 +113,17 @@ def fit(
     from .fit import fit as run
     from .fit import parse_setting, parse_size
 
-    chosen: dict[str, Any] = {
+    options: dict[str, Any] = {
         "backbone": backbone, "weights": weights, "epochs": epochs, "batch_size": batch_size,
         "image_size": None if image_size is None else parse_size(image_size),
-        **dict(map(parse_setting, settings or ())),
+        "seed": seed, "precision": precision, "device": device, "deterministic": deterministic,
     }  # fmt: skip
-    arguments = {name: value for name, value in chosen.items() if value is not None}
-    arguments |= {"seed": seed, "precision": precision, "device": device, "deterministic": deterministic}
+    others = dict(map(parse_setting, settings or ()))
+    for name in others.keys() & options.keys():
+        raise typer.BadParameter(
+            f"--set {name}: this argument has its own option, --{name.replace('_', '-')}"
+        )
+    arguments = {name: value for name, value in options.items() if value is not None} | others
     run(
         data,
         method,
@@ -227,10 +231,16 @@ def evaluate(
     if maps is not None or masks is not None:
         if maps is None or masks is None or model is not None:
             raise typer.BadParameter("--maps and --masks go together, and without MODEL and DATA")
+        if report is not None or output is not None or skip_broken or native_scale is not None:
+            raise typer.BadParameter(
+                "--report, --output, --skip-broken and --native-scale are for MODEL and DATA"
+            )
         evaluate_maps(maps, masks, resize=resize, streaming=streaming, json=json)
         return
     if model is None or data is None:
         raise typer.BadParameter("wanted MODEL and DATA, or --maps and --masks")
+    if resize is not None or streaming:
+        raise typer.BadParameter("--resize and --streaming are for --maps and --masks")
     if output is not None:
         if report is not None:
             raise typer.BadParameter("--report needs all maps, which --output does not keep: leave one out")

@@ -16,11 +16,12 @@ from .. import Detector, __version__, load
 from .._files import atomic_write
 from ..data import list_images, read_image
 from ..errors import StadfastError, UsageError
+from ..methods.bundle import is_bundle
 from ..runtime import Scorer, export
 from ..runtime.bench import Contender, machine, measure, peak_memory
 from ..runtime.scorer import AGREE
 from ._guard import printable
-from ._output import write_json
+from ._output import check_writable, write_json
 
 PEERS = ("eager", "compile", "aot", "openvino", "openvino-dynamic", "anomalib")
 
@@ -33,6 +34,8 @@ def bench(
     unknown = [name for name in against if name not in PEERS]
     if unknown:
         raise UsageError(f"--against: expected some of {', '.join(PEERS)}, got {', '.join(unknown)}")
+    check_writable("--json", json)
+    check_writable("--plot", plot)
     started = time.perf_counter()
     scorer = Scorer(model, device=device, precision=precision, batch_size=max(batches), threads=threads)
     ready = time.perf_counter() - started
@@ -134,7 +137,7 @@ def _with_decoding(
 def _contenders(model: Path, scorer: Scorer, against: Sequence[str], folder: Path) -> dict[str, Contender]:
     contenders: dict[str, Contender] = {"stadfast": scorer}
     if against:
-        if model.suffix != ".safetensors":
+        if not is_bundle(model):
             raise UsageError(
                 "--against needs the detector's bundle (.safetensors): the peers take its weights"
             )
@@ -216,8 +219,11 @@ def _anomalib(detector: Detector, scorer: Scorer, folder: Path) -> Contender:
     """anomalib's TorchInferencer on its own Stfpm with the same weights, image by image as it works."""
     from ..integrations.anomalib import torch_inferencer
 
-    if detector.method != "stpm":
-        raise UsageError(f"--against anomalib: it has no counterpart of {detector.method}")
+    if detector.method != "stpm" or not detector.backbone.startswith("resnet"):
+        raise UsageError(
+            f"--against anomalib: it has no counterpart of {detector.method} on {detector.backbone}; wanted stpm on a "
+            "resnet"
+        )
     graph = detector.graph_
     inferencer = torch_inferencer(graph.network, detector.backbone, graph.preprocess.size, scorer.device)
 

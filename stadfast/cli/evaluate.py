@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..methods import Detector
 from ..report import Record, write_report
 from ._guard import printable
-from ._output import write_json
+from ._output import check_writable, write_json
 from .info import model_facts
 from .score import warn_broken
 
@@ -33,6 +33,8 @@ def evaluate(
     native_scale: bool | None = None,
 ) -> None:
     """Score the test images of ``data``; print the figures, and write JSON and the report where asked."""
+    check_writable("--json", json)
+    check_writable("--report", report)
     detector = load(model, device=device)
     dataset = open_dataset(data)
     if not dataset.test:
@@ -53,6 +55,7 @@ def evaluate(
 
 def evaluate_maps(maps: Path, masks: Path, *, resize: str | None, streaming: bool, json: str | None) -> None:
     """Print the figures of maps and masks in files, whoever made the maps, and write JSON where asked."""
+    check_writable("--json", json)
     options: dict[str, Any] = {} if resize is None else {"resize": resize}
     figures = metrics.evaluate_folders(maps, masks, exact=not streaming, progress=True, **options)
     if json != "-":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from ..errors import UsageError
 from ..methods import create, distributed
 from ..methods.checkpoint import checkpoint_files
 from ._guard import printable, say
+from ._output import check_writable
 from .score import warn_broken
 
 
@@ -46,7 +46,7 @@ def fit(
 
 def _is_complete(output: Path, checkpoint: Path, resume: bool) -> bool:
     """Whether there is nothing to resume; says so, or what an earlier run has left."""
-    check_output(output)
+    check_writable("--output", output)
     unfinished = checkpoint_files(checkpoint)
     if resume and output.exists() and not unfinished:
         say(f"{printable(output)} is complete: there is nothing to resume")
@@ -74,21 +74,6 @@ def parse_setting(text: str, option: str = "--set", example: str = "variant=pape
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def check_output(output: Path) -> None:
-    """Find out before the training that the result can be written after it."""
-    if output.is_dir():
-        raise UsageError(
-            f"--output: {output} is a folder; wanted the name of a file, such as model.safetensors"
-        )
-    folder = output.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(
-            f"--output: cannot write {output}, as {folder} is not a folder with write permission"
-        )
 
 
 @contextmanager

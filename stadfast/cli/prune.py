@@ -7,7 +7,7 @@ from pathlib import Path
 from .. import FeatureImitation, load
 from ..errors import UsageError
 from ._guard import printable
-from .fit import check_output
+from ._output import check_writable
 
 
 def prune(
@@ -15,7 +15,7 @@ def prune(
     device: str,
 ) -> None:  # fmt: skip
     """Write the weighted (and, with ``keep``, smaller) detector, and print the modules that it has."""
-    check_output(output)
+    check_writable("--output", output)
     detector = load(model, device=device)
     if not isinstance(detector, FeatureImitation):
         raise UsageError(

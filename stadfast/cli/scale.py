@@ -11,6 +11,7 @@ from typing import Any
 from .. import load
 from ..data import Sample, open_dataset
 from ..errors import DataError, UsageError
+from ..methods.bundle import is_bundle
 from ..scale import ENGINES, Cluster, Summary
 from ..scale import evaluate as evaluate_job
 from ..scale import score as score_job
@@ -59,7 +60,7 @@ def _for_job(options: dict[str, Any]) -> dict[str, Any]:
 
 def _unseen(model: Path, data: str) -> tuple[list[Sample] | list[str], int]:
     """A category's test images that the detector was not made with, and how many others there are; or a table."""
-    detector = load(model, device="cpu") if model.suffix == ".safetensors" else None
+    detector = load(model, device="cpu") if is_bundle(model) else None
     if (
         "://" in data
         or data.endswith(".parquet")
@@ -82,6 +83,8 @@ def _described(summary: Summary) -> dict[str, Any]:
 
 
 def _tell(summary: Summary, quiet: bool) -> None:
+    if summary.broken and summary.broken == summary.images:
+        raise DataError(f"none of {summary.images} images could be read: the column error says why")
     if summary.broken:
         say(f"{summary.broken} images could not be read: the column error says why")
     if not quiet:

@@ -54,8 +54,8 @@ class MVTecLayout(_Dataset):
     """A category in the layout of MVTec AD.
 
     ``train/good/*``, ``test/good/*``, ``test/<defect>/*``, and ``ground_truth/<defect>/<stem>_mask.png`` or
-    ``<stem>.png``. Without ``test`` there is nothing to test on; without ``ground_truth`` no sample has a
-    mask. Otherwise every defective image must have its mask, and every mask its image.
+    ``<stem>.png``. ``train`` or ``test`` may be missing, and is empty then; without ``ground_truth`` no sample
+    has a mask. Otherwise every defective image must have its mask, and every mask its image.
 
     Args:
         root: the category's folder, or with ``category`` the folder that holds all categories.
@@ -72,7 +72,8 @@ class MVTecLayout(_Dataset):
         folder = _category_folder(Path(root), category)
         self.root = folder
         self.name = folder.resolve().name
-        self.train = [Sample(path, 0) for path in list_images(folder / "train" / "good", extensions)]
+        good = folder / "train" / "good"
+        self.train = [Sample(path, 0) for path in list_images(good, extensions)] if good.is_dir() else []
         self.test = self._read_test(extensions)
 
     def _read_test(self, extensions: Sequence[str] | None) -> list[Sample]:
@@ -164,7 +165,8 @@ def list_images(
 ) -> list[Path]:
     """All image files of a folder (recursive, sorted), or of a list of files and folders (in its order).
 
-    Hidden files and folders are left out. A file that is named itself counts whatever its extension.
+    Hidden files and folders are left out, and ``ground_truth`` beside ``test``: masks are no images. What is named
+    itself counts all the same, a file whatever its extension.
 
     Args:
         paths: a file, a folder, a :class:`Sample`, or a list of these.
@@ -233,7 +235,8 @@ def _walk(root: Path, allowed: tuple[str, ...]) -> list[Path]:
             names.clear()
             continue
         seen.add(real)
-        names[:] = [name for name in names if not name.startswith(".")]
+        masks = "ground_truth" if "test" in names else None
+        names[:] = [name for name in names if not name.startswith(".") and name != masks]
         found += [Path(folder, f) for f in files if f.lower().endswith(allowed) and not f.startswith(".")]
     return sorted(found)
 
@@ -245,7 +248,10 @@ def _subfolders(folder: Path) -> list[Path]:
 def _looks_like_category(folder: Path) -> bool:
     if (folder / "train" / "good").is_dir():
         return True
-    return (folder / "test").is_dir() and any((folder / name).is_dir() for name in ("train", "ground_truth"))
+    test = folder / "test"
+    return test.is_dir() and any(
+        part.is_dir() for part in (folder / "train", folder / "ground_truth", test / "good")
+    )
 
 
 def _categories(folder: Path) -> list[str]:
@@ -265,7 +271,8 @@ def _category_folder(root: Path, category: str | None) -> Path:
     )
     if not folder.is_dir():
         raise DataError(f"{root} has no category {category!r}; it has {known or 'none'}")
-    if not (folder / "train" / "good").is_dir():
+    trains = (folder / "train").is_dir() or not _looks_like_category(folder)
+    if trains and not (folder / "train" / "good").is_dir():
         if category is None and known:
             raise DataError(f"{root} holds several categories; choose one with category=: {known}")
         raise DataError(f"{folder / 'train' / 'good'} does not exist; wanted a folder of good images")

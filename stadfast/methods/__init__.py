@@ -78,14 +78,11 @@ def create(method: str, **arguments: Any) -> Detector:
         UsageError: unknown method, or an argument that it does not have.
     """
     from . import METHODS  # asks __getattr__
-    from .base import argument_names
+    from .arguments import check_known
 
     if method not in METHODS:
         raise UsageError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    known = argument_names(METHODS[method])
-    for name in arguments:
-        if name not in known:
-            raise UsageError(f"{method} has no argument {name!r}; it has {', '.join(known)}")
+    check_known(method, METHODS[method], arguments)
     return METHODS[method](**arguments)
 
 
@@ -93,11 +90,13 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Detector:
     """Read a detector that :meth:`Detector.save` wrote.
 
     Raises:
-        BundleError: no such file, damaged, not a detector, or written by a newer stadfast.
+        BundleError: no such file, damaged, not a detector, or written by a newer stadfast. UsageError: no path.
     """
     from .base import BUNDLE_FORMAT
     from .bundle import read_tensors
 
+    if not isinstance(path, (str, os.PathLike)):
+        raise UsageError(f"path: expected a detector's file, got {path!r}")
     tensors, header = read_tensors(path)
     format_ = header.get("format")
     if isinstance(format_, int) and format_ > BUNDLE_FORMAT:

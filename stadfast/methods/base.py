@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
@@ -17,12 +16,22 @@ from torch import Tensor, nn
 from ..backbones import DEFAULT_WEIGHTS, FeaturePyramid, create_backbone, freeze
 from ..errors import DataError, StadfastError, UsageError
 from . import distributed
+from .arguments import argument_names, check_arguments, check_known, is_count
 from .bundle import write_tensors
 from .calibration import threshold_of
 from .graph import Prediction, Preprocess, ScoringGraph
 from .hardware import Precision, choose_device, choose_precision, deterministic_algorithms
 from .native_scale import native_crops, native_predictions
-from .sources import Images, fingerprint, images_of, read_resized, split, training_images, without
+from .sources import (
+    Images,
+    calibration_images,
+    fingerprint,
+    images_of,
+    read_resized,
+    split,
+    training_images,
+    without,
+)
 from .training import Callback, EpochRecord, TrainingOptions, summary
 
 logger = logging.getLogger("stadfast")
@@ -30,7 +39,6 @@ logger = logging.getLogger("stadfast")
 BUNDLE_FORMAT = 1
 # May differ when a run is resumed.
 _RUN_ARGUMENTS = ("device", "deterministic", "cache_gb", "epochs", "decoder_epochs", "patience")
-MINIMUM_SIZE = 32
 
 
 class Detector:
@@ -67,7 +75,11 @@ class Detector:
     data_parallel: ClassVar[bool] = True  # whether the mean of the images' losses is the batch's loss
     native_scale_ = False
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights",)  # a bundle names their files, not their folders
-    _counts: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")  # arguments that are whole numbers from 1
+    _counts: ClassVar[tuple[str, ...]] = (
+        "epochs",
+        "batch_size",
+        "patience",
+    )  # arguments that are whole numbers from 1
 
     def __init__(
         self,
@@ -220,7 +232,7 @@ class Detector:
         Raises:
             UsageError: both or neither kind fits, out of range, or too few images for ``target_fpr``.
         """
-        self._calibrate(data, quantile, target_fpr, "given images", skip_broken)
+        self._calibrate(calibration_images(data), quantile, target_fpr, "given images", skip_broken)
         return self
 
     def _calibrate(
@@ -267,6 +279,8 @@ class Detector:
         ``native_scale`` (None: if the detector was fitted so) each image is a batch of its own.
         """
         graph = self._fitted()
+        if batch_size is not None and not is_count(batch_size):
+            raise UsageError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
         if self.native_scale_ if native_scale is None else native_scale:
             if self.image_score != Detector.image_score:
                 raise UsageError(
@@ -380,9 +394,19 @@ class Detector:
             **self.metadata_,
         }  # fmt: skip
 
-    def get_params(self) -> dict[str, Any]:
-        """The constructor's arguments, as scikit-learn's estimators give them."""
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments, as scikit-learn's estimators give them; none is an estimator (``deep``)."""
         return {name: getattr(self, name) for name in argument_names(type(self))}
+
+    def set_params(self, **arguments: Any) -> Detector:
+        """Change constructor's arguments before the next ``fit``, as scikit-learn's estimators do; returns self.
+
+        Raises:
+            UsageError: an argument that the method does not have.
+        """
+        check_known(self.method, type(self), arguments)
+        vars(self).update(arguments)
+        return self
 
     def _restore(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Take over a bundle's contents; KeyError, RuntimeError, TypeError, ValueError if they do not fit."""
@@ -464,26 +488,9 @@ class Detector:
             )
 
     def _check_arguments(self) -> None:
-        for name in self._counts:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"{name}: expected a whole number from 1, got {value!r}")
-        if self.patience is not None and self.patience < 1:
-            raise UsageError(f"patience: expected a whole number from 1, got {self.patience!r}")
+        check_arguments(type(self), self.get_params(), self._counts)
         if not 0 <= self._held_out_fraction() < 1:
             raise UsageError(f"validation_fraction: expected 0 to below 1, got {self.validation_fraction!r}")
-        try:
-            small = min(self._size) < MINIMUM_SIZE
-        except (TypeError, ValueError, IndexError):
-            raise UsageError(f"image_size: expected a number or (H, W), got {self.image_size!r}") from None
-        if small:
-            raise UsageError(
-                f"image_size: expected at least {MINIMUM_SIZE} x {MINIMUM_SIZE}, got {self.image_size!r}"
-            )
-
-
-def argument_names(cls: type[Detector]) -> list[str]:
-    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
 
 def _described(given: Any) -> Any:

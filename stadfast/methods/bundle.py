@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from torch import Tensor
 
@@ -15,6 +16,15 @@ from .._files import atomic_write
 from ..errors import BundleError
 
 _KEY = "stadfast"  # the only metadata key: safetensors does not keep the order of several
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is called, or begins as, a safetensors file: a length of eight bytes, then JSON."""
+    path = Path(path)
+    if path.suffix.lower() == ".safetensors" or not path.is_file():
+        return path.suffix.lower() == ".safetensors"
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def write_tensors(
@@ -33,13 +43,18 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     """The tensors and the header of a file that :func:`write_tensors` wrote.
 
     Raises:
-        BundleError: no such file, not a safetensors file, truncated, or without stadfast's header.
+        BundleError: no such file, not a safetensors file, truncated, or without stadfast's header; an archive.
     """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if not path.is_file():
         raise BundleError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    if path.suffix.lower() in (".onnx", ".xml") or is_zipfile(path):
+        raise BundleError(
+            f"{path} is an exported archive, which Scorer and bench run; wanted the .safetensors file of the detector "
+            "that it was exported from"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = _header(path, file.metadata())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from .arguments import is_number
 
 DEFAULT_QUANTILE = 0.995
 
@@ -32,13 +33,13 @@ def threshold_of(
     """
     if target_fpr is None:
         quantile = DEFAULT_QUANTILE if quantile is None else quantile
-        if not 0 <= quantile <= 1:
-            raise UsageError(f"quantile: expected a number from 0 to 1, got {quantile}")
+        if not (is_number(quantile) and 0 <= quantile <= 1):
+            raise UsageError(f"quantile: expected a number from 0 to 1, got {quantile!r}")
         return torch.quantile(scores.double(), quantile).float(), {"quantile": quantile}
     if quantile is not None:
         raise UsageError("quantile and target_fpr exclude each other")
-    if not 0 < target_fpr < 1:
-        raise UsageError(f"target_fpr: expected a number between 0 and 1, got {target_fpr}")
+    if not (is_number(target_fpr) and 0 < target_fpr < 1):
+        raise UsageError(f"target_fpr: expected a number between 0 and 1, got {target_fpr!r}")
     rank = math.ceil((len(scores) + 1) * (1 - target_fpr))
     if rank > len(scores):
         needed = math.ceil(1 / target_fpr) - 1

@@ -74,6 +74,7 @@ def read_checkpoint(path: Path, trainee: Trainee, identity: Mapping[str, Any]) -
     if header.get("format") != _FORMAT:
         raise BundleError(f"{path} is not a checkpoint of this version of stadfast")
     theirs, ours = header.get("identity", {}), json.loads(json.dumps(dict(identity)))
+    theirs, ours = (_flat(side) for side in (theirs, ours))
     for name in sorted({*theirs, *ours}):
         if theirs.get(name) != ours.get(name):
             raise BundleError(
@@ -93,6 +94,14 @@ def read_checkpoint(path: Path, trainee: Trainee, identity: Mapping[str, Any]) -
         raise BundleError(
             f"{path} is damaged: {str(error).splitlines()[0]}; delete it to start anew"
         ) from error
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """With the arguments among the rest, so that a difference is one value's."""
+    arguments = identity.get("arguments")
+    return {k: v for k, v in identity.items() if k != "arguments"} | (
+        arguments if isinstance(arguments, dict) else {}
+    )
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

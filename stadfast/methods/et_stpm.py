@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..backbones import DEFAULT_WEIGHTS, create_backbone, layer_names
 from ..errors import UsageError
+from .arguments import is_count
 from .base import Detector
 from .features import FeatureStore
 from .finetuning import Categories, Classification, Classifier, NoFeatures, read_categories
@@ -129,24 +130,12 @@ class EnhancedTeacherSTPM(Detector):
         if not isinstance(self.finetune_data, (str, os.PathLike, NoneType)):
             raise UsageError(f"finetune_data: expected a folder or None, got {self.finetune_data!r}")
         for name in ("head_epochs", "finetune_epochs"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise UsageError(f"{name}: expected a whole number from 0, got {value!r}")
-        numbers = (
-            "finetune_learning_rate",
-            "l1_weight",
-            "cosine_weight",
-            "learning_rate",
-            "momentum",
-            "weight_decay",
-        )
-        for name in numbers:
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or value < 0:
-                raise UsageError(f"{name}: expected a number from 0, got {value!r}")
-        share = self.finetune_anomalies
-        if not (isinstance(share, (int, float)) and 0 < share <= 1):
-            raise UsageError(f"finetune_anomalies: expected a number above 0 and up to 1, got {share!r}")
+            if not is_count(getattr(self, name), 0):
+                raise UsageError(f"{name}: expected a whole number from 0, got {getattr(self, name)!r}")
+        if not 0 < self.finetune_anomalies <= 1:
+            raise UsageError(
+                f"finetune_anomalies: expected a number above 0 and up to 1, got {self.finetune_anomalies!r}"
+            )
 
     def _build(self, pretrained: bool) -> tuple[Preprocess, nn.Module]:
         teacher = self._teacher(self.backbone, self.layers, self.weights, pretrained)

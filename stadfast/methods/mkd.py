@@ -68,6 +68,7 @@ class MultiresolutionKD(Detector):
     """
 
     method: ClassVar[str] = "mkd"
+    _counts: ClassVar[tuple[str, ...]] = (*Detector._counts, "samples")
     image_score: ClassVar[str] = "loss between the two networks: direction and value"
 
     def __init__(
@@ -163,16 +164,6 @@ class MultiresolutionKD(Detector):
                 raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
         _check_layers("layers", self.layers, LAYERS)
         _check_layers("detection_layers", self.detection_layers, self._training_layers())
-        if not isinstance(self.normalise, bool):
-            raise UsageError(f"normalise: expected true or false, got {self.normalise!r}")
-        if not (_is_number(self.learning_rate) and self.learning_rate > 0):
-            raise UsageError(f"learning_rate: expected a number above 0, got {self.learning_rate!r}")
-        if self.lam is not None and not (_is_number(self.lam) and self.lam >= 0):
-            raise UsageError(f"lam: expected a number from 0, or None, got {self.lam!r}")
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise UsageError(f"samples: expected a whole number from 1, got {self.samples!r}")
-        if not (_is_number(self.noise) and self.noise >= 0):
-            raise UsageError(f"noise: expected a number from 0, got {self.noise!r}")
 
 
 class _Cloning:
@@ -229,7 +220,3 @@ def _check_layers(name: str, given: Any, known: Sequence[str]) -> None:
     fits = isinstance(given, (list, tuple)) and all(layer in known for layer in given)
     if not fits or not given or len(set(given)) != len(given):
         raise UsageError(f"{name}: expected different ones out of {', '.join(known)}, got {given!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

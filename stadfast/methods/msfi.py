@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..backbones import create_backbone
 from ..data import Sample
 from ..errors import UsageError
-from .base import MINIMUM_SIZE, Detector
+from .arguments import MINIMUM_SIZE
+from .base import Detector
 from .blocks import Block, BlockImitation, ImitationNetwork
 from .graph import Preprocess, PyramidPreprocess, ScoringGraph
 from .hardware import Precision
@@ -282,10 +283,6 @@ class FeatureImitation(Detector):
             raise UsageError(
                 f"scales: expected different sizes of at least {MINIMUM_SIZE}, got {self.scales!r}"
             )
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise UsageError(f"{name}: expected a number from 0, got {value!r}")
 
 
 def _network(graph: ScoringGraph) -> ImitationNetwork:

@@ -59,6 +59,7 @@ class ReconstructionSTPM(Detector):
     """
 
     method: ClassVar[str] = "rstpm"
+    _counts: ClassVar[tuple[str, ...]] = (*Detector._counts, "decoder_blocks", "decoder_epochs")
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights", "weights2")
 
     def __init__(
@@ -119,14 +120,6 @@ class ReconstructionSTPM(Detector):
                 )
         if self.gate not in GATES:
             raise UsageError(f"gate: expected one of {', '.join(GATES)}, got {self.gate!r}")
-        for name in ("decoder_blocks", "decoder_epochs"):
-            value = getattr(self, name)
-            if not ((isinstance(value, int) and value >= 1) or (value is None and name == "decoder_epochs")):
-                raise UsageError(f"{name}: expected a whole number from 1, got {value!r}")
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and value >= 0):
-                raise UsageError(f"{name}: expected a number from 0, got {value!r}")
 
     def _build(self, pretrained: bool) -> tuple[Preprocess, nn.Module]:
         first = self._teacher(self.backbone, [*LEVELS, BOTTLENECK], self.weights, pretrained, BOTTLENECK)

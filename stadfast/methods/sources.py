@@ -20,12 +20,35 @@ _HEAD = 65536  # bytes of each file that enter the fingerprint
 
 
 def training_images(data: Any) -> Images:
-    """The good images of a data set, or all images of anything else."""
-    if isinstance(data, (MVTecLayout, Folder)):
-        return [sample.image for sample in data.train]
-    if isinstance(data, (str, os.PathLike)) and Path(data).is_dir():
-        return [sample.image for sample in open_dataset(data).train]
+    """The good images of a data set, or all images of anything else.
+
+    Raises:
+        DataError: the data set has none to train on.
+    """
+    if not (isinstance(data, (MVTecLayout, Folder)) or _is_folder(data)):
+        return images_of(data)
+    found = open_dataset(data)
+    if not found.train:
+        raise DataError(f"{found.root / 'train' / 'good'} does not exist; wanted a folder of good images")
+    return [sample.image for sample in found.train]
+
+
+def calibration_images(data: Any) -> Images:
+    """What :func:`images_of` gives, which has to be good.
+
+    Raises:
+        DataError: a folder that holds defective images beside good ones.
+    """
+    if _is_folder(data) and any(sample.label for sample in open_dataset(data).test):
+        raise DataError(
+            f"{data} is a data set with defective images; calibrate on good ones that were not trained on, such as "
+            f"{Path(data) / 'test' / 'good'}"
+        )
     return images_of(data)
+
+
+def _is_folder(data: Any) -> bool:
+    return isinstance(data, (str, os.PathLike)) and Path(data).is_dir()
 
 
 def images_of(data: Any) -> Images:

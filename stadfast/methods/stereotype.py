@@ -27,6 +27,7 @@ from ._descriptors import Architecture, choose_architecture
 from ._doctor import PretrainedDoctor
 from ._patches import Patches
 from ._tree import TERMS, DescriptorTree, Family
+from .arguments import is_count
 from .base import Detector
 from .features import FeatureStore
 from .graph import Preprocess, ScoringGraph
@@ -102,7 +103,7 @@ class StereotypeDeepening(Detector):
     data_parallel: ClassVar[bool] = False
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights", "doctor_data")
     _counts: ClassVar[tuple[str, ...]] = (
-        "batch_size", "doctor_epochs", "patches_per_image", "window",
+        *Detector._counts, "doctor_epochs", "patches_per_image", "window",
     )  # fmt: skip
 
     def __init__(
@@ -343,33 +344,25 @@ class StereotypeDeepening(Detector):
             raise UsageError(f"image_size: expected at least the patch ({patch}), got {self.image_size!r}")
         if self.map_stride not in (None, 1, 2, 4, 8):
             raise UsageError(f"map_stride: expected 1, 2, 4, 8 or None, got {self.map_stride!r}")
-        if isinstance(self.widths, (str, int)) or not self.widths or not all(map(_is_count, self.widths)):
+        if isinstance(self.widths, (str, int)) or not self.widths or not all(map(is_count, self.widths)):
             raise UsageError(f"widths: expected whole numbers from 1, one a level, got {self.widths!r}")
-        if not _is_count(self.compactness_batch) or self.compactness_batch < 2:
+        if not is_count(self.compactness_batch, 2):
             raise UsageError(
                 f"compactness_batch: expected a whole number from 2, got {self.compactness_batch!r}"
             )
-        if not 0 <= self.mu <= 1:
+        if self.mu > 1:
             raise UsageError(f"mu: expected a number from 0 to 1, got {self.mu!r}")
-        if self.class_weight < 0:
-            raise UsageError(f"class_weight: expected 0 or more, got {self.class_weight!r}")
         if self.doctor_data is not None and not self._distilled:
             raise UsageError("doctor_data: only a distilled doctor learns from it; set doctor='distilled'")
         choices = {
             "doctor": _DOCTORS, "standardise": _STANDARDS, "distance": _DISTANCES,
             "compactness": COMPACTNESS, "compactness_on": _TRAINED_WITH,
         }  # fmt: skip
-        if self.epochs is not None and not _is_count(self.epochs):
-            raise UsageError(f"epochs: expected a whole number from 1 or None, got {self.epochs!r}")
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         if isinstance(self.terms, str) or not self.terms or not set(self.terms) <= set(TERMS):
             raise UsageError(f"terms: expected some of {', '.join(TERMS)}, got {self.terms!r}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def labelled_images(folder: str | os.PathLike[str]) -> tuple[list[Path], list[int], list[str]]:

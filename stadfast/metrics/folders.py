@@ -52,7 +52,8 @@ def evaluate_folders(
 
     Raises:
         DataError: a folder is missing or without such files, a file cannot be read, a map and its mask differ
-            in size (``resize="maps"`` allows that), or a mask has no map; the message names the file.
+            in size (``resize="maps"`` allows that, but for masks of several sizes where a map has none), or a mask has
+            no map; the message names the file.
     """
     maps = _files(Path(maps_dir), MAP_EXTENSIONS, "test")
     masks = _files(Path(masks_dir), MASK_EXTENSIONS, "ground_truth")
@@ -61,6 +62,9 @@ def evaluate_folders(
         raise DataError(
             f"{masks[orphans[0]]}: no map in {maps_dir} belongs to this mask, nor to {len(orphans) - 1} more"
         )
+    without = sorted(maps.keys() - masks.keys())
+    if without and options.get("resize") == "maps":  # to what the others have
+        options["resize"] = _size_of_all(list(masks.values()), maps[without[0]])
     evaluation = Evaluation(exact=exact, copy=False, **options)
     resized = evaluation.protocol.resize is not None
     for key, path in track(sorted(maps.items()), "evaluating", show=progress):
@@ -72,7 +76,10 @@ def evaluate_folders(
                 f"{masks[key]} is {mask.shape} (H, W), its map {path} is {image.shape}; see resize"
             )
         bad = bool(mask.any()) if mask is not None else kind != "" and kind.lower() not in GOOD_NAMES
-        evaluation.update([image], [mask], labels=[bad], types=[kind or None])
+        try:
+            evaluation.update([image], [mask], labels=[bad], types=[kind or None])
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
     return evaluation.compute()
 
 
@@ -112,6 +119,19 @@ def _read_mask(path: Path) -> NDArray[np.bool_]:
         return grey
     half = 0.5 if grey.dtype.kind == "f" else 255 // 2 if grey.max(initial=0) <= 255 else 65535 // 2
     return grey > half if (grey > half).any() else grey > 0
+
+
+def _size_of_all(masks: list[Path], unmasked: Path) -> tuple[int, int]:
+    """(H, W) of the masks, which a map without one is brought to."""
+    size = _read_mask(masks[0]).shape
+    for path in masks[1:]:
+        shape = _read_mask(path).shape
+        if shape != size:
+            raise DataError(
+                f"{unmasked} has no mask, and the masks to tell its size by differ: {masks[0]} is {size}, {path} is "
+                f"{shape}"
+            )
+    return size[0], size[1]
 
 
 def _files(root: Path, extensions: Iterable[str], wrapper: str) -> dict[_Key, Path]:

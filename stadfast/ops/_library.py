@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from . import _build
+from . import _build, _stand_in
 
 logger = logging.getLogger("stadfast")
 
@@ -147,12 +147,14 @@ def _first_line(error: Exception) -> str:
 
 def _find_backend() -> Backend:
     if os.environ.get("STADFAST_BACKEND", "auto") == "reference":
+        _stand_in.define()
         return Backend("reference", "STADFAST_BACKEND=reference asks for it", "unset STADFAST_BACKEND")
     try:
         libraries = {"cpu": _load_library("cpu")}
     except _FAILURES as error:
         reason = f"the compiled kernels are not available: {_first_line(error)}"
         _fall_back("stadfast runs on plain PyTorch, slower", error, reason, _NEED_COMPILER)
+        _stand_in.define()
         return Backend("reference", reason, _NEED_COMPILER)
     from . import _registration  # noqa: F401  (fake kernels and autograd need the schemas just loaded)
 
@@ -163,6 +165,7 @@ def _find_backend() -> Backend:
     except _FAILURES as error:
         reason = f"no CUDA kernels: {_first_line(error)}"
         _fall_back("stadfast runs on plain PyTorch on the GPU", error, reason, _NEED_TOOLKIT)
+        _stand_in.serve_cuda()
         return Backend("cpu", reason, _NEED_TOOLKIT, libraries)
     return Backend("cpu+cuda", "compiled kernels", "", libraries)
 

@@ -160,6 +160,16 @@ def _peer_distance_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 torch.library.register_autograd("stadfast::peer_distance", _peer_distance_backward, setup_context=_save_peers)
 
 
+def _no_second_derivative(ctx: Any, *grad: Any) -> Any:
+    raise NotImplementedError(
+        "stadfast's distances have no second derivative; STADFAST_BACKEND=reference, plain PyTorch, has it"
+    )
+
+
+for _name in ("pyramid_distance_backward", "peer_distance_backward"):
+    torch.library.register_autograd(f"stadfast::{_name}", _no_second_derivative)
+
+
 @torch.library.register_fake("stadfast::label_regions")
 def _(masks: Tensor) -> tuple[Tensor, Tensor]:
     labels = masks.new_empty(masks.shape, dtype=torch.int32)

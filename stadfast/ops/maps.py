@@ -174,8 +174,8 @@ def _combination(
 
 
 def _check_size(name: str, size: Sequence[int]) -> list[int]:
-    if len(size) != 2 or any(int(n) < 1 for n in size):
-        raise UsageError(f"{name}: expected two positive numbers (H, W), got {tuple(size)}")
+    if isinstance(size, (int, str)) or len(size) != 2 or any(int(n) < 1 for n in size):
+        raise UsageError(f"{name}: expected two positive numbers (H, W), got {size!r}")
     return [int(n) for n in size]
 
 

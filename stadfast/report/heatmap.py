@@ -95,7 +95,8 @@ def draw_contour(picture: np.ndarray, mask: Any, colour: tuple[int, int, int]) -
     if region.shape[-2:] != (height, width):
         region = interpolate(region, (height, width), mode="nearest-exact")
     radius = max(1, round(max(height, width) / 320))
-    grown = max_pool2d(region, 2 * radius + 1, stride=1, padding=radius)
+    grown = max_pool2d(region, (2 * radius + 1, 1), stride=1, padding=(radius, 0))  # a square, side by side
+    grown = max_pool2d(grown, (1, 2 * radius + 1), stride=1, padding=(0, radius))
     picture[((grown - region) > 0)[0, 0].numpy()] = colour
 
 

@@ -6,14 +6,15 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import BundleError
+from ..errors import BundleError, StadfastError
+from ..methods.arguments import is_number
 from .lowering import quiet
 
 ARCHIVE_FORMAT = 1
@@ -21,6 +22,7 @@ MEMBER = "stadfast.json"
 SUFFIXES = {"torchscript": ".pt", "export": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 
 _MAX_UNPACKED = 4 << 30
+_MAX_SIDE = 1 << 16
 # TorchScript can read and write files, and __setstate__ runs while it is being loaded.
 _FORBIDDEN_CODE = re.compile(
     rb"__setstate__|torch\.(save|load|from_file)\b|\bops\.(?!(?:stadfast|prim)\b)\w+"
@@ -33,7 +35,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What :func:`stadfast.export` wrote about the archive: method, thresholds, sizes, precision, versions.
 
     Raises:
-        BundleError: no such file, damaged, or not an archive of stadfast.
+        BundleError: no such file, damaged, or not an archive of stadfast. StadfastError: a package is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,6 +45,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         metadata = json.loads(text)
     except BundleError:
         raise
+    except ImportError as error:
+        extra = "onnx" if path.suffix.lower() == ".onnx" else "openvino"
+        raise StadfastError(f"{path} needs {error.name}: pip install 'stadfast[{extra}]'") from error
     except Exception as error:  # damaged files fail in many ways: zip, XML, protobuf, JSON
         raise BundleError(f"{path} is damaged or no archive: {_first_line(error)}") from error
     return _checked(path, metadata)
@@ -161,12 +166,33 @@ def _checked(path: Path, metadata: Any) -> dict[str, Any]:
             f"{path} has archive format {metadata['format']}; this stadfast reads up to {ARCHIVE_FORMAT}: "
             "upgrade stadfast"
         )
-    missing = {"method", "threshold", "pixel_threshold", "network_size", "image_size", "precision"} - set(
-        metadata
-    )
+    missing = (_FITS.keys() - {"aot"}) - metadata.keys()
     if missing:
         raise BundleError(f"{path} is damaged: its {MEMBER} has no {', '.join(sorted(missing))}")
+    for name, fits in _FITS.items():
+        if name in metadata and not fits(metadata[name]):
+            raise BundleError(f"{path} is damaged: its {MEMBER} has {name} {str(metadata[name])[:80]!r}")
     return metadata
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(n) is int and 0 < n <= _MAX_SIDE for n in value)
+    )
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "method": lambda value: isinstance(value, str),
+    "threshold": is_number,
+    "pixel_threshold": is_number,
+    "network_size": _is_size,
+    "image_size": lambda value: value is None or _is_size(value),
+    "precision": lambda value: value in ("fp32", "bf16", "fp16"),
+    "portable": lambda value: isinstance(value, bool),
+    "aot": lambda value: isinstance(value, bool),
+}
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -187,11 +188,10 @@ def _write_exported(
         temporary.write_bytes(compile_package(program))
         add_member(temporary, MEMBER, json.dumps(metadata))
         return
-    with tempfile.TemporaryDirectory() as folder:  # torch insists on the suffix
-        file = Path(folder) / "archive.pt2"
-        with quiet():
-            torch.export.save(program, file, extra_files={MEMBER: json.dumps(metadata)})
-        temporary.write_bytes(file.read_bytes())
+    whole = io.BytesIO()  # in memory first: a full disk would end the process
+    with quiet():
+        torch.export.save(program, whole, extra_files={MEMBER: json.dumps(metadata)})
+    temporary.write_bytes(whole.getbuffer())
 
 
 def _program(module: nn.Module, example: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
@@ -249,7 +249,13 @@ def _write_openvino(
     except ImportError as error:
         raise StadfastError("format 'openvino' needs openvino: pip install 'stadfast[openvino]'") from error
     sides = (-1, -1) if dynamic else tuple(example.shape[2:])
-    model = openvino.convert_model(record(module, example), input=[("images", [-1, 3, *sides])])
+    try:
+        model = openvino.convert_model(record(module, example), input=[("images", [-1, 3, *sides])])
+    except Exception as error:
+        raise StadfastError(
+            f"OpenVINO cannot convert this {metadata['method']} detector: {str(error).strip().splitlines()[0][:300]}; "
+            "the other formats take it"
+        ) from error
     for output, name in zip(model.outputs, OUTPUTS, strict=True):
         output.get_tensor().set_names({name})
     model.set_rt_info(json.dumps(metadata), [MEMBER])

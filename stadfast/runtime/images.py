@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import DataError
 
 _CHANNELS = (1, 3, 4)
+_DTYPES = ("uint8", "uint16", "float16", "float32", "float64")  # of arrays, in either byte order
 
 
 def batches(images: Any, limit: int) -> Iterator[Tensor]:
@@ -23,30 +24,31 @@ def batches(images: Any, limit: int) -> Iterator[Tensor]:
             :func:`stadfast.data.as_images` reads (paths, Pillow images, lists).
         limit: the largest batch.
     """
-    if isinstance(images, np.ndarray):
-        images = _tensor(images)
-    if isinstance(images, Tensor):
-        yield from channels_first(images).split(limit)
+    if isinstance(images, (np.ndarray, Tensor)):
+        yield from _channels_first(images).split(limit)
         return
     items = list(images) if isinstance(images, (list, tuple)) else [images]
     if not items:
         raise DataError("no images: the list is empty")
     if all(isinstance(item, (np.ndarray, Tensor)) for item in items):
-        found = [channels_first(_tensor(x) if isinstance(x, np.ndarray) else x) for x in items]
+        found = [_channels_first(item) for item in items]
         yield from _grouped((image for batch in found for image in batch), limit)
     else:
         yield from _grouped(_read(items), limit)
 
 
-def channels_first(images: Tensor) -> Tensor:
+def _channels_first(images: np.ndarray | Tensor) -> Tensor:
     """(H, W), (H, W, C), (C, H, W) or a batch of these as (B, 3, H, W): a view where that can be one.
 
-    Where both ends could be channels, the first counts.
+    Where both ends could be channels, an array's last counts, as Pillow and OpenCV have it, and a tensor's first.
 
     Raises:
         DataError: another shape or dtype, or nothing in it.
     """
     shape = tuple(images.shape)
+    is_array = isinstance(images, np.ndarray)
+    if isinstance(images, np.ndarray):
+        images = _tensor(images)
     if images.dtype not in (torch.uint8, torch.uint16) and not images.is_floating_point():
         dtype = str(images.dtype).removeprefix("torch.")
         raise DataError(f"images have dtype {dtype}; wanted uint8, uint16 or floats in [0, 1]")
@@ -56,9 +58,12 @@ def channels_first(images: Tensor) -> Tensor:
         images = images[None]
     if images.dim() != 4 or images.numel() == 0:
         raise DataError(f"images have shape {shape}; wanted (H, W), (H, W, C), (C, H, W) or a batch of these")
-    if images.shape[1] not in _CHANNELS:
-        if images.shape[3] not in _CHANNELS:
-            raise DataError(f"images have shape {shape}; wanted 1, 3 or 4 channels, first or last")
+    first, last = (images.shape[axis] in _CHANNELS for axis in (1, 3))
+    if len(shape) == 2:
+        first, last = True, False
+    if not (first or last):
+        raise DataError(f"images have shape {shape}; wanted 1, 3 or 4 channels, first or last")
+    if last and (is_array or not first):
         images = images.permute(0, 3, 1, 2)
     return images[:, :3] if images.shape[1] > 1 else images.expand(-1, 3, -1, -1)
 
@@ -80,8 +85,9 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "uf":
+    if array.dtype.name not in _DTYPES:
         raise DataError(f"images have dtype {array.dtype}; wanted uint8, uint16 or floats in [0, 1]")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if any(stride < 0 for stride in array.strides) or not array.flags.writeable:
         array = array.copy()  # torch has neither negative strides nor read-only memory
     return torch.from_numpy(array)

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from .. import ops
 from ..errors import BundleError, DataError, UsageError
+from ..methods.bundle import is_bundle
 from ..methods.graph import Prediction
 from ..methods.hardware import choose_device, choose_precision, deterministic_algorithms
 from .archive import format_of, load_exported, load_torchscript, read_metadata
@@ -225,7 +226,7 @@ def open_recorded(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[
         graph = source._fitted()
         recorded = record_on_cpu(graph, example_images(unlike_inputs(graph.preprocess)))
         return recorded, describe(source, "torchscript", "fp32", None, False), "torchscript"
-    if Path(source).suffix.lower() == ".safetensors":
+    if is_bundle(source):
         from ..methods import load
 
         return open_recorded(load(source, device="cpu"))

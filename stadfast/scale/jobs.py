@@ -217,12 +217,12 @@ def _contents(model: str | os.PathLike[str]) -> bytes:
 
 def _header(name: str, contents: bytes) -> dict[str, Any]:
     """The bundle's or the archive's word on thresholds and notes."""
-    from ..methods.bundle import read_tensors
+    from ..methods.bundle import is_bundle, read_tensors
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(contents)
-        return read_tensors(path)[1] if path.suffix == ".safetensors" else read_metadata(path)
+        return read_tensors(path)[1] if is_bundle(path) else read_metadata(path)
 
 
 def _summary(output: str, reports: Sequence[Report], before: int, seconds: float) -> Summary:

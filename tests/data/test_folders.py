@@ -122,7 +122,7 @@ class TestMVTecLayout:
     def test_missing_folders_are_named(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="nowhere is not a folder"):
             MVTecLayout(tmp_path / "nowhere")
-        touch(tmp_path, "test/good/0.png")
+        touch(tmp_path, "test/good/0.png", "train/bad/0.png")
         with pytest.raises(DataError, match="train/good does not exist"):
             MVTecLayout(tmp_path)
         touch(tmp_path, "train/good/0.png")
@@ -300,3 +300,20 @@ def test_real_data(shared: Path) -> None:
     data = open_dataset(shared / "data" / "mvtec_bottle")
     assert (len(data.train), len(data.test)) == (209, 83)
     assert sum(sample.mask is not None for sample in data.test) == 63
+
+
+def test_masks_beside_test_images_are_no_images(category: Path) -> None:
+    found = [path.relative_to(category).as_posix() for path in list_images(category.parent)]
+    assert len(found) == 6
+    assert not any("ground_truth" in path for path in found)
+    assert len(list_images(category / "ground_truth")) == 3  # asked for
+    touch(category.parent, "ground_truth/0.png")  # beside no test images: a folder as any other
+    assert len(list_images(category.parent)) == 7
+
+
+def test_a_set_for_testing_alone(tmp_path: Path) -> None:
+    touch(tmp_path, "test/good/0.png", "test/crack/0.png")
+    data = open_dataset(tmp_path)
+    assert isinstance(data, MVTecLayout)
+    assert data.train == []
+    assert [sample.label for sample in data.test] == [1, 0]

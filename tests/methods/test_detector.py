@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.base
 import torch
 from PIL import Image
 from torch import Tensor
@@ -99,6 +100,12 @@ def test_stream_is_lazy_and_lists_broken_files(fitted: sf.STPM, images: Tensor, 
     assert [path for path, _ in fitted.broken_] == [paths[1]]
 
 
+@pytest.mark.parametrize("size", [-1, 0, 1.5, "all"])
+def test_wrong_batch_sizes_are_named(fitted: sf.STPM, images: Tensor, size: Any) -> None:
+    with pytest.raises(UsageError, match="batch_size"):
+        fitted.predict(images, batch_size=size)
+
+
 def test_not_fitted_says_so(images: Tensor) -> None:
     for call in (sf.STPM().predict, sf.STPM().score, sf.STPM().save):
         with pytest.raises(StadfastError, match="not fitted"):
@@ -112,6 +119,15 @@ def test_fit_learns_from_a_category_folder(arguments: dict[str, Any], images: Te
     as_files(images[10:], tmp_path / "test/good")
     detector = sf.STPM(**arguments).fit(tmp_path, show_progress=False)
     assert detector.metadata_["data"]["train"] + detector.metadata_["data"]["held_out"] == 10
+
+
+def test_a_data_set_without_training_images_is_named(
+    arguments: dict[str, Any], images: Tensor, tmp_path: Path
+) -> None:
+    (tmp_path / "test/good").mkdir(parents=True)
+    as_files(images, tmp_path / "test/good")
+    with pytest.raises(DataError, match="train/good does not exist"):
+        sf.STPM(**arguments).fit(tmp_path, show_progress=False)
 
 
 def test_fit_skips_broken_files_and_lists_them(
@@ -150,6 +166,7 @@ def test_target_fpr_is_the_conformal_rank(fitted: sf.STPM, images: Tensor) -> No
         ({"target_fpr": 0.01}, "at least 99 good images, got 12"),
         ({"target_fpr": 0.0}, "target_fpr"),
         ({"quantile": 1.5}, "quantile"),
+        ({"quantile": "most"}, "quantile"),
         ({"quantile": 0.5, "target_fpr": 0.5}, "exclude"),
     ],
 )
@@ -158,6 +175,15 @@ def test_impossible_calibrations_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         fitted.calibrate(images, **rule)
+
+
+def test_calibration_takes_good_images_only(fitted: sf.STPM, images: Tensor, tmp_path: Path) -> None:
+    for folder in ("train/good", "test/good", "test/crack"):
+        (tmp_path / folder).mkdir(parents=True)
+        as_files(images, tmp_path / folder)
+    with pytest.raises(DataError, match=r"with defective images; .* such as .*test/good"):
+        fitted.calibrate(tmp_path)
+    assert fitted.calibrate(tmp_path / "test/good").calibration_["images"] == len(images)
 
 
 # ----------------------------------------------------------------------------------------- bundles
@@ -194,6 +220,10 @@ def test_params_round_trip(arguments: dict[str, Any]) -> None:
     detector = sf.STPM(**arguments)
     assert sf.STPM(**detector.get_params()).get_params() == detector.get_params()
     assert "image_size=(48, 64)" in repr(detector)
+    assert repr(sklearn.base.clone(detector)) == repr(detector)
+    assert detector.set_params(epochs=7).get_params()["epochs"] == 7
+    with pytest.raises(UsageError, match="no argument 'colour'"):
+        detector.set_params(colour="red")
 
 
 class MeanScored(sf.STPM):

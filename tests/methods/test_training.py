@@ -131,7 +131,7 @@ def test_more_epochs_continue_and_other_arguments_are_refused(
         images, checkpoint=checkpoint, resume=True, show_progress=False
     )
     assert [record.epoch for record in longer.history_] == [1, 2, 3, 4]
-    with pytest.raises(BundleError, match="arguments"):
+    with pytest.raises(BundleError, match="its seed is 0, now it is 5;"):
         sf.STPM(**(arguments | {"seed": 5})).fit(
             images, checkpoint=checkpoint, resume=True, show_progress=False
         )

@@ -85,6 +85,25 @@ def test_sizes_differ(tmp_path: Path, scored) -> None:
     assert evaluate_folders(tmp_path, tmp_path, resize=(30, 40))["protocol"]["resize"] == [30, 40]
 
 
+def test_maps_without_masks_are_resized_as_the_others(tmp_path: Path, scored) -> None:
+    maps, masks = scored
+    write_set(tmp_path, maps[:, ::2, ::2].copy(), masks, ".tiff")
+    result = evaluate_folders(tmp_path, tmp_path, resize="maps")
+    assert result == evaluate_folders(tmp_path, tmp_path, resize=(30, 40))
+    assert result["n"]["normal"] == 2
+    write(tmp_path / "ground_truth" / "stain" / "005_mask.png", np.zeros((31, 40), np.uint8))
+    with pytest.raises(DataError, match=r"000.tiff has no mask, and the masks .* differ: .*005_mask"):
+        evaluate_folders(tmp_path, tmp_path, resize="maps")
+
+
+def test_a_map_that_is_not_finite_is_named(tmp_path: Path, scored) -> None:
+    maps, masks = scored
+    maps[3, 4, 5] = np.nan
+    write_set(tmp_path, maps, masks, ".tiff")
+    with pytest.raises(DataError, match=r"scratch/003.tiff: "):
+        evaluate_folders(tmp_path, tmp_path)
+
+
 def test_problems_are_named_by_file(tmp_path: Path, scored) -> None:
     maps, masks = scored
     with pytest.raises(DataError, match="nowhere: no such folder"):

@@ -234,6 +234,16 @@ def test_gradcheck(device: str, layout: str, needs: tuple[bool, bool]) -> None:
     assert torch.autograd.gradcheck(lambda *x: tuple(ops.pyramid_distance(x[:2], x[2:])), leaves)
 
 
+def test_a_second_derivative_is_refused(device: str) -> None:
+    student, teacher = (pyramid([(4, 3, 3)], device=device, seed=s) for s in (1, 2))
+    student[0].requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        ops.pyramid_distance(student, teacher)[0].sum(), student, create_graph=True
+    )
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.square().sum().backward()
+
+
 def test_gradient_of_some_levels_only(device: str) -> None:
     """One level's student is frozen, and one level's map is not used."""
     student, teacher = (pyramid([(4, 3, 3), (8, 2, 2), (2, 2, 2)], device=device, seed=s) for s in (1, 2))

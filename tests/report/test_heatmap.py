@@ -63,6 +63,16 @@ def test_contours_lie_just_outside_the_region():
     assert not drawn[5:10, 5:10].any()
 
 
+def test_contours_of_large_images_are_the_squares():
+    mask = torch.rand(1300, 1500, generator=torch.Generator().manual_seed(0)) > 0.999
+    picture = np.zeros((1300, 1500, 3), np.uint8)
+    draw_contour(picture, mask, MASK_COLOUR)
+    grown = (
+        torch.nn.functional.max_pool2d(mask[None].float(), 11, stride=1, padding=5)[0] > 0
+    )  # radius 1500 / 320
+    assert np.array_equal((picture == MASK_COLOUR).all(axis=2), (grown & ~mask).numpy())
+
+
 def test_overlay_draws_the_mask_and_the_region_above_the_threshold():
     values = torch.full((20, 20), 0.1)
     values[2:6, 2:6] = 10.0

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
 import stadfast as sf
+from stadfast.cli import app
 from stadfast.data import read_image
 from stadfast.runtime import Scorer, compare, export, read_metadata
 from stadfast.runtime.archive import SUFFIXES, format_of, load_exported, load_torchscript
@@ -188,6 +191,50 @@ def test_wrong_arguments(stpm: sf.Detector, tmp_path: Path, arguments: dict, mes
     with pytest.raises(sf.errors.UsageError, match=message):
         export(stpm, tmp_path / arguments.pop("path", "model.pt"), **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_an_error(stpm: sf.Detector, tmp_path: Path, format: str) -> None:
+    """In a process of its own: torch's writer of archives ends it when the disk is full."""
+    stpm.metadata_ = {"data": {}, "training": {}}
+    stpm.save(tmp_path / "model.safetensors")
+    program = (
+        "import resource, signal, sys, stadfast as sf\n"
+        "detector = sf.load('model.safetensors', device='cpu')\n"
+        "sf.ops.backend()\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try:\n"
+        f"    sf.export(detector, 'archive.pt', {format!r})\n"
+        "except sf.StadfastError as error:\n"
+        "    sys.exit(str(error))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "cannot write archive.pt" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_verify_fails_where_the_archive_disagrees(
+    stpm: sf.Detector, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stpm.metadata_ = {"data": {}, "training": {}}
+    stpm.save(tmp_path / "model.safetensors")
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+    arguments = ["export", "model.safetensors", "-o", "archive.pt", "--verify", "image.png"]
+    monkeypatch.chdir(tmp_path)
+    agreed = CliRunner().invoke(app, arguments)
+    assert agreed.exit_code == 0, agreed.output
+    monkeypatch.setattr(
+        sf.runtime.scorer.Scorer,
+        "__call__",
+        lambda self, batch: sf.load("model.safetensors").predict(255 - batch),
+    )
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1
+    assert "archive.pt does not agree with the detector" in refused.stderr
 
 
 def test_an_unfitted_detector(tmp_path: Path) -> None:

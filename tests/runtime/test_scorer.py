@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import stadfast as sf
-from stadfast.errors import BundleError, DataError, UsageError
+from stadfast.errors import BundleError, DataError, StadfastError, UsageError
 from stadfast.runtime import Scorer, export
 from stadfast.runtime.memory import resident_memory
 
@@ -78,6 +81,24 @@ def test_all_kinds_of_images_give_the_same(scorer: Scorer, images: Tensor, tmp_p
     grey = scorer(images[0, 0])
     expanded = scorer(images[:1, :1].expand(1, 3, -1, -1))
     torch.testing.assert_close(grey.pred_score, expanded.pred_score, rtol=1e-4, atol=0)
+
+
+def test_where_both_ends_could_be_channels(scorer: Scorer, images: Tensor) -> None:
+    lines = images[:2, :, :3].contiguous()  # (2, 3, 3, 72), channels first, as a tensor's are
+    wanted = scorer(lines).pred_score
+    array = lines.permute(0, 2, 3, 1).contiguous().numpy()[:, :, :3]  # channels last, as an array's are
+    torch.testing.assert_close(scorer(array).pred_score, scorer(lines[..., :3]).pred_score, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        scorer(lines.permute(0, 2, 3, 1).numpy()).pred_score, wanted, rtol=1e-4, atol=0
+    )
+    plane = images[0, 0, :3, :]  # a grey image of three rows has no channels
+    assert scorer(plane).anomaly_map.shape == scorer(plane.numpy()).anomaly_map.shape == (1, 1, 64, 64)
+
+
+def test_arrays_of_other_machines(scorer: Scorer, images: Tensor) -> None:
+    array = images.permute(0, 2, 3, 1).numpy().astype(np.uint16) * 257
+    swapped = array.astype(array.dtype.newbyteorder())
+    assert torch.equal(scorer(swapped).pred_score, scorer(array).pred_score)
 
 
 def test_images_of_several_sizes_keep_their_order(scorer: Scorer, images: Tensor) -> None:
@@ -233,6 +254,72 @@ def test_not_an_archive(tmp_path: Path, suffix: str) -> None:
         file.writestr("a/b", "c")
     with pytest.raises(BundleError, match="stadfast did not export it"):
         Scorer(path)
+
+
+def test_a_bundle_is_known_by_what_is_in_it(stpm: sf.Detector, images: Tensor, tmp_path: Path) -> None:
+    stpm.metadata_ = {"data": {}, "training": {}}
+    stpm.save(tmp_path / "model")
+    found = Scorer(tmp_path / "model", device="cpu", precision="fp32")(images)
+    assert torch.allclose(found.pred_score, stpm.score(images), rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_a_missing_package_is_no_damage(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"model{suffix}").write_text("an archive")
+    for name in ("onnx", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(StadfastError, match=rf"model{suffix} needs \w+: pip install 'stadfast"):
+        Scorer(tmp_path / f"model{suffix}")
+
+
+def test_mkds_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stadfast.runtime.scorer.read_metadata", lambda path: {"method": "mkd"})
+    with pytest.raises(UsageError, match="computes wrong maps for mkd"):
+        Scorer(tmp_path / "model.onnx")
+
+
+def test_an_archive_is_no_detector(archive: Path) -> None:
+    with pytest.raises(BundleError, match="exported archive, which Scorer and bench run"):
+        sf.load(archive)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threshold", "high"), ("threshold", None), ("pixel_threshold", True), ("network_size", [64]),
+        ("network_size", [1 << 40, 64]), ("image_size", "dynamic"), ("precision", "fp8"), ("portable", 1),
+        ("method", 3),
+    ],
+)  # fmt: skip
+def test_metadata_of_wrong_types(archive: Path, tmp_path: Path, name: str, value: object) -> None:
+    with zipfile.ZipFile(archive) as file:
+        member = next(n for n in file.namelist() if n.endswith("extra/stadfast.json"))
+        metadata = json.loads(file.read(member)) | {name: value}
+    path = rewrite(archive, tmp_path / "changed.pt", {"extra/stadfast.json": json.dumps(metadata).encode()})
+    with pytest.raises(BundleError, match=f"has {name}"):
+        Scorer(path, device="cpu")
+
+
+@pytest.mark.parametrize("format", ["torchscript", "export"])
+def test_archives_run_where_there_are_no_kernels(
+    stpm: sf.Detector, images: Tensor, tmp_path: Path, format: str
+) -> None:
+    path = export(stpm, tmp_path / "model.pt", format)
+    torch.save(images, tmp_path / "images")
+    program = (
+        "import sys, torch, stadfast as sf\n"
+        "path, images = sys.argv[1:]\n"
+        "scorer = sf.Scorer(path, device='cpu', precision='fp32')\n"
+        "print(sf.ops.backend().name, *scorer(torch.load(images)).pred_score.tolist())"
+    )
+    name, *scores = subprocess.check_output(
+        [sys.executable, "-c", program, path, tmp_path / "images"], text=True,
+        env=os.environ | {"STADFAST_BACKEND": "reference"},
+    ).split()  # fmt: skip
+    assert name == "reference"
+    torch.testing.assert_close(
+        torch.tensor([float(s) for s in scores]), stpm.score(images), rtol=1e-4, atol=0
+    )
 
 
 def test_metadata_that_does_not_fit(archive: Path, tmp_path: Path) -> None:
