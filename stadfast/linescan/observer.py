@@ -43,12 +43,19 @@ class Run:
         threshold: of the map (``high`` of the :class:`DefectTracker`).
         pixel_pitch: mm of a pixel (along, across), or None.
         settings: the inspector's other arguments, as JSON has them.
+        started: seconds since the epoch.
     """
 
     source: str
     threshold: float
     pixel_pitch: tuple[float, float] | None
     settings: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    @property
+    def name(self) -> str:
+        """Such as ``20261123T111500Z``: in files that several runs write to, ids begin at 0 with each."""
+        return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self.started))
 
 
 @dataclass(frozen=True)

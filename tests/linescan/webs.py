@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stadfast.linescan import Event, Notice, Run, Sink, Status
-from stadfast.linescan.sources import NOTHING, Block, Source
+from stadfast.linescan import Event, Inspector, Notice, Run, Sink, Status
+from stadfast.linescan.sources import NOTHING, ArraySource, Block, Source
 
 THRESHOLD = 0.5
+SPOTS = [(10, 20, 3, 9), (130, 131, 0, 1), (300, 380, 20, 32)]  # first row, end, first column, end
 
 
 class Brightness:
@@ -150,3 +151,17 @@ class Recorder(Sink):
     @property
     def boxes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         return sorted((e.defect.rows, e.defect.columns) for e in self.events if not e.defect.growing)
+
+
+def inspect(source: Source, *sinks: Sink, **options: object) -> tuple[Inspector, Recorder]:
+    """The inspector after its run, and what it told."""
+    recorder = Recorder()
+    chosen = {"retry_after": 0.01} | options
+    inspector = Inspector(Brightness, source, [recorder, *sinks], threshold=THRESHOLD, **chosen)  # type: ignore[arg-type]
+    inspector.run()
+    return inspector, recorder
+
+
+def inspect_spots(*sinks: Sink) -> Recorder:
+    """What was told of a web with SPOTS."""
+    return inspect(ArraySource(web(400, 32, SPOTS)), *sinks, pixel_pitch=0.5)[1]

@@ -15,9 +15,9 @@ from ..observer import Event, Notice, Run, Sink, Status, timestamp
 
 FSYNC = ("event", "second", "never")
 _COLUMNS = (
-    "id", "growing", "strip", "first_line", "end_line", "first_column", "end_column", "first_mm", "end_mm", "left_mm",
-    "right_mm", "area", "area_mm2", "peak", "mean", "peak_line", "peak_column", "first_time", "last_time", "delay_s",
-    "first_encoder", "last_encoder", "at_gap", "cut_off",
+    "run", "id", "growing", "strip", "first_line", "end_line", "first_column", "end_column", "first_mm", "end_mm",
+    "left_mm", "right_mm", "area", "area_mm2", "peak", "mean", "peak_line", "peak_column", "first_time", "last_time",
+    "delay_s", "first_encoder", "last_encoder", "at_gap", "cut_off",
 )  # fmt: skip
 
 
@@ -36,8 +36,7 @@ class _AppendedFile:
         self._torn = False  # whether a crash of the machine or a full disk has cut the file's last line short
         self._synced = 0.0
 
-    def open(self) -> bool:
-        """Whether the file is new or empty."""
+    def open(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -46,7 +45,24 @@ class _AppendedFile:
         except OSError as error:
             self.close()
             raise self._error(error) from error
-        return size == 0
+
+    def begins_with(self, text: str) -> bool:
+        """Whether something is in it, and this at its beginning.
+
+        Raises:
+            SinkError: something else is.
+        """
+        assert self._file is not None
+        if os.fstat(self._file).st_size == 0:  # nothing, or a pipe or a device, of which nothing can be read
+            return False
+        wanted = text.encode()
+        found = os.pread(self._file, len(wanted), 0)
+        if found != wanted:
+            self.close()
+            raise SinkError(
+                f"{self._path} begins with other columns; wanted a new file, or one of this version"
+            )
+        return True
 
     def append(self, line: str) -> None:
         assert self._file is not None, "append before open"
@@ -100,8 +116,9 @@ class JsonLines(Sink):
 
     def open(self, run: Run) -> None:
         self._file.open()
-        self._append({"type": "run", "time": timestamp(time.time()), "source": run.source, "threshold": run.threshold,
-                      "pixel_pitch": run.pixel_pitch, "settings": run.settings})  # fmt: skip
+        self._append({"type": "run", "time": timestamp(run.started), "name": run.name, "source": run.source,
+                      "threshold": run.threshold, "pixel_pitch": run.pixel_pitch,
+                      "settings": run.settings})  # fmt: skip
 
     def event(self, event: Event) -> None:
         self._append(event.record())
@@ -121,7 +138,8 @@ class JsonLines(Sink):
 
 
 class CsvTable(Sink):
-    """Appends each event as one row to a table; the first row of a new file names the columns.
+    """Appends each event as one row to a table; the first row of a new file names the columns, the first of which
+    tells the runs apart.
 
     Args:
         path, fsync: see :class:`JsonLines`.
@@ -129,17 +147,21 @@ class CsvTable(Sink):
 
     def __init__(self, path: str | os.PathLike[str], fsync: str = "event") -> None:
         self._file = _AppendedFile(path, fsync)
+        self._run = ""
 
     def open(self, run: Run) -> None:
-        if self._file.open():
-            self._file.append(",".join(_COLUMNS))
+        self._run = run.name
+        self._file.open()
+        head = ",".join(_COLUMNS)
+        if not self._file.begins_with(f"{head}\n"):
+            self._file.append(head)
 
     def event(self, event: Event) -> None:
         defect, record = event.defect, event.record()
         along, across = defect.rows_mm or (None, None), defect.columns_mm or (None, None)
         values = (
-            defect.id, int(defect.growing), event.strip, *defect.rows, *defect.columns, *along, *across, defect.area,
-            defect.area_mm2, defect.peak, defect.mean, *defect.peak_position, record["first_time"],
+            self._run, defect.id, int(defect.growing), event.strip, *defect.rows, *defect.columns, *along, *across,
+            defect.area, defect.area_mm2, defect.peak, defect.mean, *defect.peak_position, record["first_time"],
             record["last_time"], record["delay_s"], *(event.encoder or (None, None)), int(event.at_gap),
             int(event.cut_off),
         )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..observer import Event, Run, Sink
 class Thumbnails(Sink):
     """Writes a picture of each closed event: the image on the left, its map on the right.
 
-    It is called after the run's start (UTC) and the event's id, such as ``20261123T111500Z-000042.png``.
+    It is called after the run (:attr:`Run.name`) and the event's id, such as ``20261123T111500Z-000042.png``.
     The map is grey on a logarithmic scale from a tenth of the threshold (black) to ten times it (white).
 
     Args:
@@ -29,7 +28,7 @@ class Thumbnails(Sink):
 
     def open(self, run: Run) -> None:
         self._threshold = run.threshold
-        self._run = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())  # ids begin at 0 again in each run
+        self._run = run.name
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
