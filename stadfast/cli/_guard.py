@@ -64,8 +64,8 @@ def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Calla
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM unwinds as Ctrl-C does: temporary files go."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is None:
+        yield  # no place for handlers, or one that Python could not restore
         return
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
