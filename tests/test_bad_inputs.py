@@ -365,11 +365,11 @@ def test_outputs_that_cannot_be_written(world, tmp_path):
     test = world.cloth / "test"
     check_cli(2, str(blocked), "fit", world.cloth, "-o", blocked, "--weights", world.weights, *FIT)
     check_cli(2, str(tmp_path), "fit", world.cloth, "-o", tmp_path, "--weights", world.weights, *FIT)
-    check_cli(1, str(blocked), "score", world.model, test, "--json", blocked)
-    check_cli(1, str(tmp_path), "score", world.model, test, "--json", tmp_path)
+    check_cli(2, str(blocked), "score", world.model, test, "--json", blocked)
+    check_cli(2, str(tmp_path), "score", world.model, test, "--json", tmp_path)
     check_cli(1, str(blocked.parent), "score", world.model, test, "--heatmaps", blocked)
-    check_cli(1, str(blocked), "evaluate", world.model, world.cloth, "--json", blocked)
-    check_cli(1, str(blocked), "evaluate", world.model, world.cloth, "--report", blocked)
+    check_cli(2, str(blocked), "evaluate", world.model, world.cloth, "--json", blocked)
+    check_cli(2, str(blocked), "evaluate", world.model, world.cloth, "--report", blocked)
 
 
 def test_checkpoints_that_cannot_be_continued(world, tmp_path):

@@ -14,7 +14,7 @@ from .._progress import progress
 from ..data import list_images, read_image
 from ..errors import DataError
 from ._guard import printable, say
-from ._output import JsonList, opened, picture_names
+from ._output import JsonList, check_writable, opened, picture_names
 
 
 def score(
@@ -29,6 +29,7 @@ def score(
     native_scale: bool | None = None,
 ) -> None:
     """Print ``path, score, verdict`` of each image, separated by tabs; write JSON and pictures if asked."""
+    check_writable("--json", json)
     detector = load(model, device=device)
     images = list_images(list(paths))
     if heatmaps is not None:  # an earlier run may have written its pictures below the images
