@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--peak", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = False  # the heads are convolutions: in fp32 for both
     if options.peak:
         print_peak(*options.peak)
         return

@@ -6,6 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exact_convolutions() -> None:
+    """On a GPU, too, fp32 means fp32."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope="session")

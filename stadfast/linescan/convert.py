@@ -189,12 +189,13 @@ class _Converter:
     def _batch_norm(self, node: Node) -> list[int]:
         """Behind anything but a convolution."""
         source = self.values[node.args[0]]
-        scale, shift = (t.view(1, -1, 1, 1) for t in self._scale_and_shift(node))
+        constants = [t.view(1, -1, 1, 1) for t in self._scale_and_shift(node)]
 
         def normalise(x: Tensor) -> Tensor:
-            return x * scale.to(x) + shift.to(x)
+            scale, shift = (t.to(x.dtype) for t in constants)
+            return x * scale + shift
 
-        return self.add(Pointwise([self.rows[source]], normalise), source)
+        return self.add(Pointwise([self.rows[source]], normalise, constants), source)
 
     def _pointwise(self, node: Node) -> int:
         function = functional(node)
@@ -207,13 +208,13 @@ class _Converter:
         last, activation = activation_of(node)
 
         def apply(*inputs: Tensor) -> Tensor:
-            arguments = [a.to(inputs[0].device) if isinstance(a, Tensor) else a for a in fixed]
+            arguments = list(fixed)
             for place, x in zip(places, inputs, strict=True):
                 arguments[place] = x.float() if widen and x.dtype != torch.float64 else x
             result = function(*arguments, **node.kwargs)
             return result if activation is None else activation.function(result)
 
-        self.values[last] = self._joined(sources, apply)
+        self.values[last] = self._joined(sources, apply, fixed)
         return self.values[last]
 
     def _cat(self, node: Node) -> int:
@@ -222,11 +223,13 @@ class _Converter:
             raise UsageError(f"detector: its maps cannot be streamed: cat along dimension {dim}")
         return self._joined([self.values[t] for t in tensors], lambda *inputs: torch.cat(inputs, dim=1))
 
-    def _joined(self, sources: list[int], function: Callable[..., Tensor]) -> int:
+    def _joined(
+        self, sources: list[int], function: Callable[..., Tensor], constants: list[Any] | None = None
+    ) -> int:
         rows = [self.rows[source] for source in sources]
         if len({(r.rate, r.extra) for r in rows}) > 1:
             raise UsageError("detector: its maps cannot be streamed: it joins rows of different strides")
-        return self.add(Pointwise(rows, function), *sources)[0]
+        return self.add(Pointwise(rows, function, constants), *sources)[0]
 
     def _constant_pad_nd(self, node: Node) -> None:
         """The convolutions behind take it over."""

@@ -103,12 +103,23 @@ class Pointwise(Layer):
 
     Args:
         function: of the sources, in their order.
+        constants: that it reads. They follow the layer from device to device, as a captured graph may copy nothing from
+            the host, and keep their type whatever the layer's precision.
     """
 
-    def __init__(self, sources: Sequence[Rows], function: Callable[..., Tensor]) -> None:
+    def __init__(
+        self, sources: Sequence[Rows], function: Callable[..., Tensor], constants: list[Any] | None = None
+    ) -> None:
         latest = max(source.delay for source in sources)
         super().__init__(sources, [sources[0]._replace(delay=latest)], [latest - s.delay for s in sources])
-        self.function = function
+        self.function, self._constants = function, constants if constants is not None else []
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Pointwise:
+        for i, value in enumerate(self._constants):
+            if isinstance(value, Tensor):
+                self._constants[i] = value.to(fn(value.new_empty(0, dtype=torch.bool)).device)
+        super()._apply(fn, recurse)
+        return self
 
     def forward(
         self, windows: list[Tensor], step: Step, *, last: bool = False, into: Tensor | None = None

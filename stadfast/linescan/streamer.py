@@ -104,7 +104,8 @@ class RowStreamer:
         """Take the next rows of the strip.
 
         Args:
-            rows: (B, 3, n, W), n >= 0, uint8 or float in [0, 1]; B and dtype as in the strip's first push.
+            rows: (B, 3, n, W), n >= 0, uint8 or float in [0, 1]; B and dtype as in the strip's first push. Pinned
+                memory must stay as it is until the map is there.
 
         Returns:
             (B, 1, m, W) float32: the map's rows that are final now, m >= 0.
@@ -113,7 +114,7 @@ class RowStreamer:
             UsageError: another shape, batch size or dtype than wanted.
         """
         check_rows(rows, self.width, self._pending)
-        rows = rows.to(self._device, non_blocking=True)
+        rows = rows.to(self._device, non_blocking=self._device.type == "cuda")
         if self._pending is not None and self._pending.shape[2]:
             rows = torch.cat([self._pending, rows], dim=2)
         whole = rows.shape[2] // self._block * self._block

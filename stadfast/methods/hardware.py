@@ -26,13 +26,13 @@ class Precision(NamedTuple):
 
 
 def choose_device(name: str) -> torch.device:
-    """``"auto"``: the GPU if torch sees one, else the CPU.
+    """``"auto"``: the GPU if torch sees one, else the CPU; ``"cuda"``: the calling thread's GPU.
 
     Raises:
         UsageError: an unknown device, or one that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -43,6 +43,8 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(
             f"device: {name!r} is not there; torch sees {torch.cuda.device_count()} CUDA devices"
         )
+    if device.type == "cuda" and device.index is None:  # the same in every thread from now on
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
@@ -56,7 +58,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name != "auto":
         return Precision(name, "as asked for")
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
         return Precision("bf16", "the GPU has it") if native else Precision("fp32", "the GPU has no bf16")
     for feature in ("amx_bf16", "avx512_bf16"):
         if feature in _cpu_flags():

@@ -185,7 +185,16 @@ def _read(
         return None
     state = read_checkpoint(options.checkpoint, trainee, options.identity)
     logger.info("resuming after epoch %d of %d", len(state.history), options.epochs)
-    return state, trainee.module.state_dict(), trainee.optimizer.state_dict()
+    return state, _on_cpu(trainee.module.state_dict()), _on_cpu(trainee.optimizer.state_dict())
+
+
+def _on_cpu(value: Any) -> Any:
+    """Nested dictionaries and lists of tensors as other processes can take them, which have other GPUs."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return [_on_cpu(item) for item in value] if isinstance(value, list) else value
 
 
 def _exhausted(state: TrainingState, patience: int | None) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,9 +27,20 @@ _COMMON = ["-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 _CXX = [*_COMMON, "-fopenmp-simd", "-fvisibility=hidden"]
 _NVCC = [*_COMMON, "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"]
 _LINESCAN = ["-O3", "-std=c++17", "-pthread", "-fopenmp-simd", "-fvisibility=hidden"]
-_DEFAULT_CUDA_ARCHITECTURES = (
-    "7.5;8.0;8.6;8.9;9.0+PTX"  # where neither a GPU nor TORCH_CUDA_ARCH_LIST says more
-)
+# Where neither a GPU nor TORCH_CUDA_ARCH_LIST says more; Jetson Orin takes the PTX of 8.0.
+_DEFAULT_CUDA_ARCHITECTURES = "7.5;8.0+PTX;8.6;8.9;9.0+PTX"
+
+
+def library_name(device: str) -> str:
+    """Of the file in the cache: kernels for a GPU serve those that were there when they were compiled."""
+    if device == "cpu":
+        return f"{LIBRARIES[device]}.so"
+    import torch
+
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    there = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+    named = given or ";".join(f"{major}.{minor}" for major, minor in there) or _DEFAULT_CUDA_ARCHITECTURES
+    return f"{LIBRARIES[device]}-{re.sub('[^0-9A-Za-z.+]+', '_', named)}.so"
 
 
 def source_folder() -> Path:
@@ -51,7 +63,7 @@ def sources(device: str) -> list[Path]:
 def fingerprint() -> str:
     """Of the kernels: 16 hexadecimal digits that change with their sources and flags, and the architecture."""
     root = source_folder()
-    files = [path for path in root.rglob("*") if path.suffix in {".h", ".cpp", ".cu"}]
+    files = [path for path in root.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"}]
     return _digest([path for path in files if root / "linescan" not in path.parents], (_CXX, _NVCC))
 
 
@@ -119,6 +131,27 @@ def _cpp_extension(device: str) -> Any:
     return cpp_extension
 
 
+def cuda_linking(folder: Path) -> list[str]:
+    """Linker flags for a toolkit from PyPI, whose runtime library lacks the name that linkers look for.
+
+    Args:
+        folder: where to put a link of that name.
+    """
+    home = cuda_home()
+    found = (
+        [path for name in ("lib64", "lib") for path in sorted((home / name).glob("libcudart.so*"))]
+        if home
+        else []
+    )
+    if not found or any(path.name == "libcudart.so" for path in found):
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "libcudart.so"
+    link.unlink(missing_ok=True)
+    link.symlink_to(found[0].resolve())
+    return [f"-L{folder.resolve()}"]
+
+
 def extensions(cuda: bool = True) -> list[Any]:
     """setuptools extensions for every library that can be compiled here; paths relative to the checkout."""
     import torch
@@ -135,7 +168,10 @@ def extensions(cuda: bool = True) -> list[Any]:
                 f"stadfast.{LIBRARIES[device]}",
                 [os.path.relpath(path) for path in sources(device)],
                 extra_compile_args=flags(),
-                extra_link_args=["-Wl,--as-needed"],
+                extra_link_args=[
+                    "-Wl,--as-needed",
+                    *(cuda_linking(Path("build/link")) if device == "cuda" else []),
+                ],
                 py_limited_api=True,  # keeps libtorch_python out: the libraries hold no Python
             )
         )
@@ -203,7 +239,8 @@ def compile_library(device: str, folder: Path) -> Path:
         [str(path) for path in sources(device)],
         extra_cflags=settings["cxx"],
         extra_cuda_cflags=settings["nvcc"],
-        extra_ldflags=["-Wl,--as-needed"],  # drops libtorch_python, which load() always names
+        # --as-needed drops libtorch_python, which load() always names.
+        extra_ldflags=["-Wl,--as-needed", *(cuda_linking(folder / "link") if device == "cuda" else [])],
         build_directory=str(folder),
         with_cuda=device == "cuda",
         is_python_module=False,

@@ -114,12 +114,11 @@ def compile_into_cache(target: Path, fingerprint: str, what: str, build: Callabl
 def _load_library(device: str) -> Path:
     """The library for ``device``: shipped, cached, or compiled now; raises with the reason if none can be."""
     fingerprint = _build.fingerprint()
-    name = f"{_build.LIBRARIES[device]}.so"
-    shipped = Path(__file__).resolve().parent.parent / name
+    shipped = Path(__file__).resolve().parent.parent / f"{_build.LIBRARIES[device]}.so"
     if is_current(shipped, fingerprint):
         torch.ops.load_library(shipped)
         return shipped
-    target = cache_folder() / fingerprint / name
+    target = cache_folder() / fingerprint / _build.library_name(device)
     compiled = not is_intact(target, fingerprint) and compile_into_cache(
         target, fingerprint, device, lambda folder: _build.compile_library(device, folder)
     )

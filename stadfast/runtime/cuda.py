@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 T = TypeVar("T")
+_capturing = threading.Lock()  # one at a time in a process
 _WARM_UP = 3  # calls: capture wants libraries initialised and algorithms chosen
 
 
@@ -18,23 +19,26 @@ def capture(run: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 
     ``run`` is called some times before. Whatever it reads and writes must lie where it is whenever the graph runs.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UP):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
-    return graph, results
+    with _capturing:
+        side = torch.cuda.Stream()  # torch's own is one for all devices
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on allocating memory and copying, which a global capture forbids.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            results = run()
+        return graph, results
 
 
 class CudaGraphs:
     """Runs a graph as captured CUDA graphs, one for each shape of batch that comes.
 
-    Weights and features lie channels_last. A captured graph has fixed memory, so calls take turns (a lock) and
-    results are copied out. Shapes beyond the first ``_KEPT`` run uncaptured, lest memory grow with them.
+    Weights and features lie channels_last. A captured graph has fixed memory, so calls take turns, on the host (a lock)
+    and on the device (an event, as they may come on several streams), and results are copied out. Shapes beyond the
+    first ``_KEPT`` run uncaptured, lest memory grow with them.
     """
 
     _KEPT = 8
@@ -46,6 +50,7 @@ class CudaGraphs:
         self.graph, self.batch_size = graph, batch_size
         self.captured: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, ...]]] = {}
         self.lock = threading.Lock()
+        self.free: torch.cuda.Event | None = None  # when the last call's results are copied
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         key = tuple(images.shape)
@@ -55,9 +60,14 @@ class CudaGraphs:
             if key not in self.captured:
                 self.captured[key] = self._capture(images)
             graph, inputs, outputs = self.captured[key]
+            stream = torch.cuda.current_stream()
+            if self.free is not None:
+                stream.wait_event(self.free)
             inputs.copy_(images)
             graph.replay()
-            return tuple(x.clone() for x in outputs)
+            results = tuple(x.clone() for x in outputs)
+            self.free = stream.record_event()
+            return results
 
     def _capture(self, images: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, ...]]:
         inputs = images.clone(memory_format=torch.channels_last)

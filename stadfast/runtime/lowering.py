@@ -50,7 +50,8 @@ def lower_exported(module: fx.GraphModule, device: torch.device) -> fx.GraphModu
     """The graph of an exported program, which is a list of ATen calls already, as :func:`lower` would give it."""
     module.graph.set_codegen(fx.graph.CodeGen())  # flat inputs and outputs
     for node in list(module.graph.nodes):
-        if node.op == "call_module":  # checks of the input's shape
+        # Checks of the input's shape, and of where tensors were when the program was recorded.
+        if node.op == "call_module" or node.target is torch.ops.aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
         elif node.target in _RESIZINGS.values():
             node.target = resize

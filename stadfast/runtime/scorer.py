@@ -47,7 +47,8 @@ class Scorer:
         source: an archive of :func:`stadfast.export`, a detector's bundle, or a fitted detector.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``.
         precision: of the networks. ``"auto"``: the archive's, if less than fp32; else bf16 where the hardware
-            multiplies it natively, fp32 elsewhere. Maps and scores are float32.
+            multiplies it natively, fp32 elsewhere. Maps and scores are float32. (A GPU's fp32 convolutions are TF32
+            unless ``torch.backends.cudnn.allow_tf32`` is False.)
         batch_size: images computed at once, and the most that a CUDA graph is captured for.
         threads: of torch's pool for one call, set for the whole process; None leaves it alone.
         deterministic: deterministic algorithms only.
@@ -81,7 +82,8 @@ class Scorer:
         self.batch_size, self.deterministic = batch_size, deterministic
         if threads is not None and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
-        module, self.metadata, kind = open_recorded(source)
+        with deterministic_algorithms(deterministic):  # some operators are recorded as others
+            module, self.metadata, kind = open_recorded(source)
         self.method: str = self.metadata["method"]
         self.threshold: float = self.metadata["threshold"]
         self.pixel_threshold: float = self.metadata["pixel_threshold"]
@@ -130,7 +132,9 @@ class Scorer:
                     f"{self._fixed[0]} x {self._fixed[1]} (export with size='dynamic' takes any)"
                 )
             with _running(self.deterministic):
-                outputs = self._engine(self._as_read(batch.to(self.device, non_blocking=True)))
+                outputs = self._engine(
+                    self._as_read(batch.to(self.device, non_blocking=self.device.type == "cuda"))
+                )
             yield Prediction(*(x.to(batch.device) for x in outputs))
 
     def _as_read(self, batch: Tensor) -> Tensor:

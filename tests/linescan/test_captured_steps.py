@@ -11,6 +11,7 @@ from strips import detector, strip
 from torch import Tensor
 
 from stadfast.linescan import RowStreamer, steady
+from stadfast.linescan.layers import Pointwise
 
 ROWS, WIDTH = 16, 48  # so few rows that some layers carry more than they get
 
@@ -35,6 +36,23 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(steady, "capture", capture)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+
+
+@pytest.mark.parametrize("name", ["rstpm", "stereotype"])
+def test_no_constant_stays_behind(name: str) -> None:
+    """A graph that copies one from the host cannot be captured."""
+    streamer = RowStreamer(detector(name), 64, 32, precision="bf16")
+
+    def constants() -> list[Tensor]:
+        layers = [layer for layer in streamer.module.modules() if isinstance(layer, Pointwise)]
+        return [x for layer in layers for x in layer._constants if isinstance(x, Tensor)]
+
+    types = [x.dtype for x in constants()]
+    assert types
+    assert torch.bfloat16 not in types
+    streamer.module.to("meta")
+    assert {x.device.type for x in constants()} == {"meta"}
+    assert [x.dtype for x in constants()] == types
 
 
 @pytest.mark.usefixtures("stand_in")

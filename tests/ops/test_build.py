@@ -61,6 +61,34 @@ def test_a_toolkit_counts_only_with_its_headers(tmp_path: Path, monkeypatch: pyt
     assert _build.cuda_home() == whole
 
 
+def test_a_toolkit_from_pypi_gets_the_name_that_linkers_look_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "cu13"
+    (home / "lib").mkdir(parents=True)
+    library = home / "lib" / "libcudart.so.13"
+    library.write_bytes(b"the runtime")
+    monkeypatch.setattr(_build, "cuda_home", lambda: home)
+    for _ in range(2):  # an earlier build's link may be there
+        assert _build.cuda_linking(tmp_path / "link") == [f"-L{tmp_path / 'link'}"]
+    assert (tmp_path / "link" / "libcudart.so").read_bytes() == b"the runtime"
+    (home / "lib" / "libcudart.so").symlink_to(library)
+    assert _build.cuda_linking(tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_kernels_for_other_gpus_are_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    names = set()
+    for gpus in ([], [(9, 0)], [(8, 0)], [(9, 0), (8, 0)]):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: len(gpus))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i, gpus=gpus: gpus[i])
+        names.add(_build.library_name("cuda"))
+    assert len(names) == 4
+    assert {"_C_cuda-9.0.so", "_C_cuda-8.0_9.0.so"} <= names
+    assert _build.library_name("cpu") == "_C.so"
+
+
 def test_an_op_of_cuda_is_a_file_of_the_same_name_as_its_cpu_twin() -> None:
     cpu = {path.stem for path in _build.sources("cpu")}
     assert {path.stem for path in _build.sources("cuda")} <= cpu | {"fingerprint"}

@@ -194,14 +194,17 @@ def test_a_damaged_library_is_compiled_again(sandbox: Sandbox, damage: str) -> N
     assert path.read_bytes() == content
 
 
-def test_changed_sources_have_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["distance.h", "schema.cpp", "cuda/anomaly_map.cu", "cuda/*.cuh"])
+def test_changed_sources_have_another_fingerprint(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = tmp_path / "csrc"
     shutil.copytree(_build.source_folder(), copy)
     before = _build.fingerprint()
     monkeypatch.setattr(_build, "source_folder", lambda: copy)
     assert _build.fingerprint() == before
-    with (copy / "distance.h").open("a") as header:
-        header.write("\n")
+    with next(copy.glob(name)).open("a") as file:
+        file.write("\n")
     assert _build.fingerprint() != before
 
 

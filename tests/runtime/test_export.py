@@ -19,6 +19,7 @@ from stadfast.cli import app
 from stadfast.data import read_image
 from stadfast.runtime import Scorer, compare, export, read_metadata
 from stadfast.runtime.archive import SUFFIXES, format_of, load_exported, load_torchscript
+from stadfast.runtime.lowering import lower_exported
 
 FORMATS = ("torchscript", "export")
 
@@ -235,6 +236,16 @@ def test_verify_fails_where_the_archive_disagrees(
     refused = CliRunner().invoke(app, arguments)
     assert refused.exit_code == 1
     assert "archive.pt does not agree with the detector" in refused.stderr
+
+
+def test_an_exported_program_goes_to_any_device(
+    detectors: Callable[..., sf.Detector], tmp_path: Path
+) -> None:
+    """mkd's says where its tensors were when it was recorded."""
+    module = load_exported(export(detectors("mkd"), tmp_path / "model.pt2", "export"))
+    graph = lower_exported(module, torch.device("cpu"))
+    assert not [node for node in graph.graph.nodes if "assert" in str(node.target)]
+    assert not [node for node in graph.graph.nodes if node.kwargs.get("device") is not None]
 
 
 def test_an_unfitted_detector(tmp_path: Path) -> None:

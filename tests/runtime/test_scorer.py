@@ -194,6 +194,30 @@ def test_hours_do_not_cost_memory(scorer: Scorer, images: Tensor) -> None:
     assert min(grown) < maps / 2  # had it kept them, or anything larger, each round would have added as much
 
 
+def test_deterministic_mkd(detectors: object, images: Tensor) -> None:
+    """Its map has another operator then."""
+    detector = detectors("mkd")  # type: ignore[operator]
+    found = Scorer(detector, device="cpu", precision="fp32", deterministic=True)(images)
+    torch.testing.assert_close(found.pred_score, detector.score(images), rtol=1e-4, atol=0)
+
+
+def test_images_are_there_before_they_are_read(
+    scorer: Scorer, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy from a GPU that nobody waits for arrives when the scores are done."""
+    waited = []
+    to = Tensor.to
+
+    def watched(self: Tensor, *arguments: object, **options: object) -> Tensor:
+        waited.append(not options.get("non_blocking"))
+        return to(self, *arguments, **options)
+
+    monkeypatch.setattr(Tensor, "to", watched)
+    scorer(images)
+    assert waited
+    assert all(waited)
+
+
 def test_deterministic(archive: Path, images: Tensor) -> None:
     scorer = Scorer(archive, device="cpu", deterministic=True)
     assert torch.equal(scorer(images).anomaly_map, scorer(images).anomaly_map)
