@@ -22,6 +22,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         StadfastError: the folder cannot be made or written, or the disk is full; names the path.
     """
     path = Path(path)
+    if path.is_dir():
+        raise StadfastError(f"cannot write {path}: it is a folder; wanted the name of a file")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,9 @@ class FeaturePyramid(nn.Module):
 
         Returns:
             list of (B, C_l, H_l, W_l).
+
+        Raises:
+            UsageError: a layer that the pyramid does not have.
         """
         wanted = self.layers if layers is None else layers
         found: dict[str, Tensor] = {}
@@ -80,6 +83,10 @@ class FeaturePyramid(nn.Module):
                 x = self.get_submodule(path)(x)
             if layer in wanted:
                 found[layer] = x
+        if len(found) < len(set(wanted)):
+            raise UsageError(
+                f"layers: expected some of {', '.join(name for name, _ in self.steps)}, got {layers!r}"
+            )
         return [found[layer] for layer in wanted]
 
     def before(self, layer: str) -> str | None:

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,6 +296,19 @@ def test_evaluate_writes_figures_and_report(model, category, tmp_path):
     report = (tmp_path / "r.html").read_text()
     assert "efficientnet_lite0" in report
     assert "spot/00.png" in report
+
+
+def test_evaluate_skips_broken_masks_on_request(model, category, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(category, data)
+    mask = sorted((data / "ground_truth").rglob("*.png"))[0]
+    mask.write_bytes(b"broken")
+    result = run("evaluate", model, data)
+    assert result.exit_code == 1
+    assert str(mask) in result.stderr
+    result = run("evaluate", model, data, "--skip-broken", "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    assert [entry["path"] for entry in json.loads(result.stdout)["skipped"]] == [str(mask)]
 
 
 def test_evaluate_agrees_with_the_library(model, category):

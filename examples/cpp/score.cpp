@@ -44,6 +44,9 @@ int main(int argc, char** argv) try {
             << "verdict " << (label.item<bool>() ? "defective" : "good") << "\n"
             << "peak row " << where / width << " column " << where % width << " of " << map.size(2) << " x " << width
             << "\n";
+} catch (const c10::Error& error) {
+  std::cerr << "score: " << error.what_without_backtrace() << "\n";
+  return 1;
 } catch (const std::exception& error) {
   std::cerr << "score: " << error.what() << "\n";
   return 1;

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import load, metrics
 from .._progress import progress
-from ..data import Sample, open_dataset, read_mask, resize_mask
+from ..data import Sample, UnreadableImageError, open_dataset, read_mask, resize_mask
 from ..errors import DataError
 from ..methods import Detector
 from ..report import Record, write_report
@@ -84,6 +84,7 @@ def evaluate_detector(
         )
     by_path = {sample.image: sample for sample in unseen}
     records: list[Record] = []
+    unreadable: list[tuple[Path, str]] = []
     with progress("evaluating", len(unseen)) as job:
         options: dict[str, Any] = {
             "batch_size": batch_size,
@@ -93,10 +94,19 @@ def evaluate_detector(
         for files, out in detector.stream(unseen, **options):
             for index, path in enumerate(files):
                 sample, plane = by_path[Path(str(path))], out.anomaly_map[index, 0]
-                mask = None if sample.mask is None else resize_mask(_mask_of(sample), plane.shape)
+                try:
+                    mask = None if sample.mask is None else resize_mask(_mask_of(sample), plane.shape)
+                except UnreadableImageError as error:
+                    if not skip_broken:
+                        raise
+                    unreadable.append((error.path, error.reason))
+                    continue
                 value = float(out.pred_score[index])
                 records.append(Record(sample.image, sample.label or 0, sample.defect, value, plane, mask))
             job.advance(len(files))
+    detector.broken_ += unreadable
+    if not records:
+        raise DataError("none of the masks can be read")
     figures = metrics.evaluate(
         [record.map for record in records],
         [record.mask for record in records],

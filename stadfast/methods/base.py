@@ -170,11 +170,31 @@ class Detector:
             self, calibrated on the held-out images (on the training images where none are held out).
 
         Raises:
-            UsageError: an argument is out of range. DataError: images cannot be used. WeightsError: the teacher's
-            weights cannot be had. BundleError: the checkpoint belongs to another run.
+            UsageError: an argument is out of range, or does not go with another. DataError: images cannot be used.
+            WeightsError: the teacher's weights cannot be had. BundleError: the checkpoint belongs to another run. A
+            detector that was fitted before is then as it was.
         """
         self._check_arguments()
         self._check_processes()
+        if native_scale:
+            self._check_native_scale()
+        if resume and checkpoint is None:
+            raise UsageError("resume: goes with checkpoint, the file to continue from")
+        if checkpoint is not None and Path(checkpoint).is_dir():
+            raise UsageError(f"checkpoint: {os.fspath(checkpoint)} is a folder; wanted the name of a file")
+        before = dict(vars(self))
+        try:
+            self._fit(data, checkpoint, resume, skip_broken, native_scale, callbacks, show_progress)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+        return self
+
+    def _fit(
+        self, data: Any, checkpoint: str | os.PathLike[str] | None, resume: bool, skip_broken: bool,
+        native_scale: bool, callbacks: Sequence[Callback], show_progress: bool,
+    ) -> None:  # fmt: skip
         images = training_images(data)
         self.broken_: list[tuple[Path, str]] = []
         self.notes_: list[str] = (
@@ -197,9 +217,10 @@ class Detector:
         with deterministic_algorithms(self.deterministic):
             graph = ScoringGraph(*self._build(pretrained=True)).to(device)
             seen = self._crops(train, held_out, skip_broken) if native_scale else (train, held_out)
+            uncropped = list(self.broken_)
             self.history_ = self._train(graph, *seen, precision, options, skip_broken)
             self._adopt(graph)
-            broken = list(self.broken_)
+            broken = [*uncropped, *self.broken_]
             train, held_out = (without(images, broken) for images in (train, held_out))
             self._calibrate_after_fit(train, held_out)
             self.broken_ = broken
@@ -210,7 +231,6 @@ class Detector:
                 **({"native_scale": True, "crops": len(seen[0])} if native_scale else {}),
             },
         }  # fmt: skip
-        return self
 
     def calibrate(
         self,
@@ -282,11 +302,7 @@ class Detector:
         if batch_size is not None and not is_count(batch_size):
             raise UsageError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
         if self.native_scale_ if native_scale is None else native_scale:
-            if self.image_score != Detector.image_score:
-                raise UsageError(
-                    f"native_scale: the image score is the {self.image_score}, which has no native scale; "
-                    "stadfast.linescan.native_maps gives the maps"
-                )
+            self._check_native_scale()
             self.broken_ = []
             yield from native_predictions(self, images_of(data), self.broken_ if skip_broken else None)
             return
@@ -381,7 +397,7 @@ class Detector:
         return {
             "format": BUNDLE_FORMAT,
             "method": self.method,
-            "arguments": self._described_arguments(),
+            "arguments": self._made_with,
             "threshold": self.threshold_,
             "pixel_threshold": self.pixel_threshold_,
             "notes": self.notes_,
@@ -443,6 +459,7 @@ class Detector:
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def _adopt(self, graph: ScoringGraph) -> None:
+        self._made_with = self._described_arguments()
         graph.eval().requires_grad_(False)
         self.graph_ = graph.to(memory_format=torch.channels_last)
 
@@ -469,11 +486,18 @@ class Detector:
 
     def _described_arguments(self) -> dict[str, Any]:
         files = {name: _described(getattr(self, name)) for name in self._file_arguments}
-        return self.get_params() | files
+        return self.get_params() | files | {"device": str(self.device)}
 
     def _identity(self) -> dict[str, Any]:
         arguments = self._described_arguments()
         return {name: value for name, value in arguments.items() if name not in _RUN_ARGUMENTS}
+
+    def _check_native_scale(self) -> None:
+        if self.image_score != Detector.image_score:
+            raise UsageError(
+                f"native_scale: the image score is the {self.image_score}, which has no native scale; "
+                "stadfast.linescan.native_maps gives the maps"
+            )
 
     def _check_processes(self) -> None:
         count = distributed.size()

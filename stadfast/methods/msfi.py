@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..backbones import create_backbone
 from ..data import Sample
 from ..errors import UsageError
-from .arguments import MINIMUM_SIZE
+from .arguments import MINIMUM_SIZE, is_count
 from .base import Detector
 from .blocks import Block, BlockImitation, ImitationNetwork
 from .graph import Preprocess, PyramidPreprocess, ScoringGraph
@@ -271,10 +271,11 @@ class FeatureImitation(Detector):
 
     def _sizes(self) -> list[tuple[int, int]]:
         """``scales`` as (H, W)."""
-        try:
-            return [(s, s) if isinstance(s, int) else (int(s[0]), int(s[1])) for s in self.scales]
-        except (TypeError, ValueError, IndexError):
-            raise UsageError(f"scales: expected sizes, as numbers or (H, W), got {self.scales!r}") from None
+        given = self.scales if isinstance(self.scales, (list, tuple)) else [None]
+        sizes = [tuple(s) if isinstance(s, (list, tuple)) else (s, s) for s in given]
+        if not all(len(size) == 2 and all(map(is_count, size)) for size in sizes):
+            raise UsageError(f"scales: expected sizes, as numbers or (H, W), got {self.scales!r}")
+        return sizes  # type: ignore[return-value]
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

@@ -37,13 +37,16 @@ def calibration_images(data: Any) -> Images:
     """What :func:`images_of` gives, which has to be good.
 
     Raises:
-        DataError: a folder that holds defective images beside good ones.
+        DataError: a sample that is defective, or a folder that holds such beside good ones.
     """
-    if _is_folder(data) and any(sample.label for sample in open_dataset(data).test):
-        raise DataError(
-            f"{data} is a data set with defective images; calibrate on good ones that were not trained on, such as "
-            f"{Path(data) / 'test' / 'good'}"
-        )
+    for item in data if isinstance(data, (list, tuple)) else [data]:
+        if isinstance(item, Sample) and item.label:
+            raise DataError(f"{item.image} is defective ({item.defect}); calibrate on good images only")
+        if _is_folder(item) and any(sample.label for sample in open_dataset(item).test):
+            raise DataError(
+                f"{item} is a data set with defective images; calibrate on good ones that were not trained on, such as "
+                f"{Path(item) / 'test' / 'good'}"
+            )
     return images_of(data)
 
 

@@ -334,6 +334,10 @@ class StereotypeDeepening(Detector):
         size = 256 if self.image_size is None else self.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
+    def _check_native_scale(self) -> None:
+        if self.one_patch:
+            raise UsageError("native_scale: with one_patch an image has one number, and no native scale")
+
     def _check_arguments(self) -> None:
         super()._check_arguments()
         architecture = self._architecture

@@ -233,7 +233,10 @@ def open_recorded(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[
     if is_bundle(source):
         from ..methods import load
 
-        return open_recorded(load(source, device="cpu"))
+        detector = load(source, device="cpu")
+        if detector.native_scale_:
+            logger.warning("%s was fitted at native scale; a Scorer resizes images all the same", source)
+        return open_recorded(detector)
     metadata = read_metadata(source)
     if metadata.get("aot"):
         raise BundleError(

@@ -138,3 +138,15 @@ def test_the_command_line(tmp_path: Path) -> None:
     )
     assert run("score", model, *paths, "--resize-images", "--device", "cpu").splitlines() != lines
     assert "image AUROC" in run("evaluate", model, tmp_path / "web", "--device", "cpu")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])  # the broken file is held out, or trained on
+def test_broken_files_are_left_out_of_the_crops(tmp_path: Path, seed: int) -> None:
+    paths = write(tmp_path, [photo(40, 60, seed) for seed in range(5)])
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"broken")
+    detector = sf.STPM(**(OPTIONS | {"seed": seed}), validation_fraction=0.5)
+    detector.fit([*paths, broken], native_scale=True, skip_broken=True, show_progress=False)
+    assert [path for path, _ in detector.broken_] == [broken]
+    counts = detector.metadata_["data"]
+    assert counts["train"] + counts["held_out"] == 5

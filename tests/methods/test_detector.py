@@ -183,6 +183,10 @@ def test_calibration_takes_good_images_only(fitted: sf.STPM, images: Tensor, tmp
         as_files(images, tmp_path / folder)
     with pytest.raises(DataError, match=r"with defective images; .* such as .*test/good"):
         fitted.calibrate(tmp_path)
+    with pytest.raises(DataError, match="with defective images"):
+        fitted.calibrate([tmp_path / "test/good", tmp_path])
+    with pytest.raises(DataError, match=r"crack/000.png is defective \(crack\)"):
+        fitted.calibrate(sf.MVTecLayout(tmp_path).test)
     assert fitted.calibrate(tmp_path / "test/good").calibration_["images"] == len(images)
 
 
@@ -224,6 +228,51 @@ def test_params_round_trip(arguments: dict[str, Any]) -> None:
     assert detector.set_params(epochs=7).get_params()["epochs"] == 7
     with pytest.raises(UsageError, match="no argument 'colour'"):
         detector.set_params(colour="red")
+
+
+def test_changed_arguments_wait_for_the_next_fit(fitted: sf.STPM, images: Tensor, tmp_path: Path) -> None:
+    expected = fitted.predict(images)
+    fitted.set_params(image_size=96, variant="paper")
+    fitted.save(tmp_path / "m.safetensors")
+    for detector in (fitted, sf.load(tmp_path / "m.safetensors")):
+        assert torch.equal(detector.predict(images).anomaly_map, expected.anomaly_map)
+
+
+def test_a_fit_that_fails_changes_nothing(fitted: sf.STPM, images: Tensor, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "before")
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    for native_scale in (False, True):
+        with pytest.raises(DataError):
+            fitted.fit([tmp_path / "broken.png"] * 6, native_scale=native_scale, show_progress=False)
+    fitted.save(tmp_path / "after")
+    assert (tmp_path / "after").read_bytes() == (tmp_path / "before").read_bytes()
+    assert not fitted.native_scale_
+
+
+def test_a_device_may_be_torchs(arguments: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
+    detector = sf.STPM(**(arguments | {"device": torch.device("cpu")})).fit(images, show_progress=False)
+    detector.save(tmp_path / "m")
+    assert torch.equal(sf.load(tmp_path / "m").score(images), detector.score(images))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"resume": True}, "resume: goes with checkpoint"), ({"checkpoint": "."}, "checkpoint: . is a folder")],
+)
+def test_options_of_fit_that_do_not_fit(
+    arguments: dict[str, Any], images: Tensor, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        sf.STPM(**arguments).fit(images, show_progress=False, **options)
+
+
+def test_what_has_no_native_scale_is_not_trained_at_it(images: Tensor) -> None:
+    for detector in (
+        sf.MultiresolutionKD(weights=None),
+        sf.StereotypeDeepening(weights=None, one_patch=True),
+    ):
+        with pytest.raises(UsageError, match="no native scale"):
+            detector.fit(images, native_scale=True)
 
 
 class MeanScored(sf.STPM):

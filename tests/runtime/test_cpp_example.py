@@ -63,3 +63,6 @@ def test_what_is_wrong_is_said(program: Path, stpm: sf.Detector, tmp_path: Path)
     done = run(program, archive, tmp_path / "image.ppm")
     assert done.returncode == 1
     assert "truncated" in done.stderr
+    done = run(program, tmp_path / "none.pt", tmp_path / "image.ppm")
+    assert (done.returncode, done.stderr.count("frame #")) == (1, 0)
+    assert "none.pt" in done.stderr
