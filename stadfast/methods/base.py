@@ -299,8 +299,6 @@ class Detector:
         ``native_scale`` (None: if the detector was fitted so) each image is a batch of its own.
         """
         graph = self._fitted()
-        if batch_size is not None and not is_count(batch_size):
-            raise UsageError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
         if self.native_scale_ if native_scale is None else native_scale:
             self._check_native_scale()
             self.broken_ = []
@@ -315,6 +313,8 @@ class Detector:
     ) -> Iterator[tuple[list[Path | int], Tensor]]:
         """``(paths or indices, images as ``preprocess.resize`` gives them)``, on the graph's device."""
         graph = self._fitted()
+        if batch_size is not None and not is_count(batch_size):
+            raise UsageError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
         device = next(graph.parameters()).device
         self.broken_ = []
         loaded = read_resized(
