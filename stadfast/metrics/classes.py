@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 from typing_extensions import Self
 
 from ..errors import UsageError
@@ -69,11 +70,21 @@ class Metric(Generic[Result]):
         return self._of(self._counts())
 
     def merge(self, *others: Self) -> Self:
-        """Add what others hold: the result is that of one metric that saw it all."""
+        """Add what others hold: the result is that of one metric that saw it all.
+
+        Raises:
+            UsageError: one is of another kind or limit, or was refined from other maps; nothing has been added.
+        """
         for other in others:
             if type(other) is not type(self) or other.exact != self.exact:
                 raise UsageError(f"cannot merge {other!r} into {self!r}")
-            self.state = add_states(self.state, other.state)
+            if other._limit != self._limit:
+                raise UsageError(f"cannot merge {other!r} of limit {other._limit} into one of {self._limit}")
+            if not _same_bins(self._held, other._held):
+                raise UsageError(
+                    f"cannot merge {other!r} into one of other bins; merge first, and refine what was merged"
+                )
+        self.state = add_states(self.state, *(other.state for other in others))
         return self
 
     @property
@@ -157,6 +168,11 @@ class AUPRO(Metric[Estimate]):
 
     def _of(self, counts: Counts) -> Estimate:
         return Estimate(_counts.aupro(counts, self.limit), _counts.aupro_bound(counts, self.limit))
+
+
+def _same_bins(a: Exact | Streaming, b: Exact | Streaming) -> bool:
+    edges = [held.edges for held in (a, b) if isinstance(held, Streaming) and held.edges is not None]
+    return not edges or (len(edges) == 2 and np.array_equal(edges[0], edges[1]))
 
 
 def add_states(*states: Mapping[str, Any]) -> dict[str, Any]:

@@ -148,6 +148,29 @@ def test_a_second_pass_narrows_the_bound(limit: float) -> None:
         metrics.AUPRO(exact=False).refined()
 
 
+def test_refined_metrics_merge_only_with_those_of_the_same_bins() -> None:
+    maps, masks = draw(13, "random")
+    first = metrics.AUPRO(exact=False).update(maps, masks)
+    finer = [first.refined().update(maps[i : i + 3], masks[i : i + 3]) for i in (0, 3)]
+    parts = metrics.AUPRO(exact=False).merge(first).refined().merge(*finer)
+    assert parts.compute() == pytest.approx(first.refined().update(maps, masks).compute(), abs=1e-14)
+    fourfold = metrics.AUPRO(exact=False).update(4 * maps, masks).refined()  # as many bins, elsewhere
+    other = metrics.AUPRO(exact=False).update(np.exp(maps), masks).refined()
+    before = parts.compute()
+    for one, into in [(fourfold, parts), (other, parts), (first, parts), (parts, first)]:
+        with pytest.raises(UsageError, match="of other bins; merge first"):
+            into.merge(one)
+    with pytest.raises(UsageError, match="other bins"):
+        parts.merge(finer[0], other)
+    assert parts.compute() == before
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_metrics_of_different_limits_are_not_merged(exact: bool) -> None:
+    with pytest.raises(UsageError, match=r"cannot merge AUPRO\(.*\) of limit 0.05 into one of 0.3"):
+        metrics.AUPRO(0.3, exact=exact).merge(metrics.AUPRO(0.05, exact=exact))
+
+
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("cls", FUNCTIONS)
 def test_merged_parts_are_the_whole(cls: type, exact: bool) -> None:
