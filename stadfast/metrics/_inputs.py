@@ -69,7 +69,7 @@ def as_binary(value: Any, name: str, threshold: float | None = None) -> Tensor:
     if mask.dtype == torch.bool:
         return mask
     if threshold is not None:
-        return mask > threshold
+        return above(mask, threshold)
     binary = mask != 0
     if mask.dtype == torch.uint8 and bool(((mask == 255) | ~binary).all()):
         return binary
@@ -79,6 +79,13 @@ def as_binary(value: Any, name: str, threshold: float | None = None) -> Tensor:
             f"{mask.min().item():g} to {mask.max().item():g}; binarise first, for instance mask > 0.5"
         )
     return binary
+
+
+def above(values: Tensor, threshold: float) -> Tensor:
+    """``values > threshold`` of the exact numbers: in the values' own type, the threshold would be rounded."""
+    if values.ndim > 2 and len(values):  # in float64 only one by one
+        return torch.stack([above(image, threshold) for image in values])
+    return values.double() > threshold
 
 
 def paired_scores(scores: Any, labels: Any, finite: bool = True) -> tuple[list[Tensor], list[Tensor]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .._progress import track
 from ..errors import DataError
+from ._inputs import as_binary
 from .evaluation import Evaluation
 
 MAP_EXTENSIONS = (".tiff", ".tif", ".npy", ".png")
@@ -41,8 +42,8 @@ def evaluate_folders(
 
     Args:
         maps_dir: TIFF (float32, 8 or 16 bits), NPY of (H,W) or (1,H,W), or grey PNG of 8 or 16 bits; raw.
-        masks_dir: PNG, TIFF, BMP or NPY: above half of the type's range is a defect, or, in a mask of small
-            labels, whatever is not 0.
+        masks_dir: PNG, TIFF, BMP or NPY: above ``mask_threshold`` is a defect. Without one: above half of the
+            type's range, or, in a mask of small labels, whatever is not 0.
         exact: False for constant memory, see ``evaluate``.
         progress: show the progress on standard error.
         options: ``limits`` and the protocol's switches, see ``evaluate``.
@@ -67,15 +68,19 @@ def evaluate_folders(
         options["resize"] = _size_of_all(list(masks.values()), maps[without[0]])
     evaluation = Evaluation(exact=exact, copy=False, **options)
     resized = evaluation.protocol.resize is not None
+    threshold = evaluation.protocol.mask_threshold
     for key, path in track(sorted(maps.items()), "evaluating", show=progress):
         kind = key[0]
         image = read_map(path)
-        mask = _read_mask(masks[key]) if key in masks else None
+        mask = _read_mask(masks[key], threshold) if key in masks else None
         if mask is not None and mask.shape != image.shape and not resized:
             raise DataError(
                 f"{masks[key]} is {mask.shape} (H, W), its map {path} is {image.shape}; see resize"
             )
-        bad = bool(mask.any()) if mask is not None else kind != "" and kind.lower() not in GOOD_NAMES
+        if mask is not None:  # as it is in the file: resizing may erase a small defect
+            bad = bool(as_binary(mask, "mask", threshold).any())
+        else:
+            bad = kind != "" and kind.lower() not in GOOD_NAMES
         try:
             evaluation.update([image], [mask], labels=[bad], types=[kind or None])
         except DataError as error:
@@ -113,9 +118,10 @@ def _read_image(path: Path) -> NDArray[Any]:
         return np.array(image.convert("RGB") if image.mode == "P" else image)
 
 
-def _read_mask(path: Path) -> NDArray[np.bool_]:
+def _read_mask(path: Path, threshold: float | None) -> NDArray[Any]:
+    """Bool, or with ``threshold`` as it is: that is applied after resizing."""
     grey = read_map(path)
-    if grey.dtype == np.bool_:
+    if threshold is not None or grey.dtype == np.bool_:
         return grey
     half = 0.5 if grey.dtype.kind == "f" else 255 // 2 if grey.max(initial=0) <= 255 else 65535 // 2
     return grey > half if (grey > half).any() else grey > 0
@@ -123,9 +129,9 @@ def _read_mask(path: Path) -> NDArray[np.bool_]:
 
 def _size_of_all(masks: list[Path], unmasked: Path) -> tuple[int, int]:
     """(H, W) of the masks, which a map without one is brought to."""
-    size = _read_mask(masks[0]).shape
+    size = read_map(masks[0]).shape
     for path in masks[1:]:
-        shape = _read_mask(path).shape
+        shape = read_map(path).shape
         if shape != size:
             raise DataError(
                 f"{unmasked} has no mask, and the masks to tell its size by differ: {masks[0]} is {size}, {path} is "

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
-from ._inputs import as_binary
+from ._inputs import above, as_binary
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Protocol:
 
     Attributes:
         limits: false positive rates that AUPRO is integrated to.
-        mask_threshold: a mask's pixel is anomalous if its value is above this. None: masks have to be binary
-            (and after resizing, the threshold is one half).
+        mask_threshold: a mask's pixel is anomalous if its value is above this, unless the mask is bool. None:
+            masks have to be binary. After resizing, the threshold of binary masks is one half.
         resize: None; ``"maps"`` to their masks' sizes; ``"masks"`` to their maps'; (H, W) for both. Bilinear,
             not aligned to the corners.
         smoothing: standard deviation in pixels of a Gaussian that blurs the maps, after resizing; 0 for none.
@@ -58,9 +58,10 @@ class Protocol:
             size = image.shape if self.resize == "masks" else self.resize
             image = _resized(image, size)
             if mask is not None:
-                threshold = 0.5 if self.mask_threshold is None else self.mask_threshold
-                mask = mask if mask.shape == size else _resized(mask.float(), size)
-                mask = mask if mask.dtype == torch.bool else mask > threshold
+                threshold = self.mask_threshold
+                if mask.dtype == torch.bool or threshold is None:
+                    threshold = 0.5
+                mask = above(_resized(mask, size), threshold)
         if self.smoothing > 0:
             from scipy.ndimage import gaussian_filter
 
@@ -87,5 +88,8 @@ def _is_size(value: Any) -> bool:
 def _resized(image: Tensor, size: Any) -> Tensor:
     if tuple(image.shape) == tuple(size):
         return image
-    wide = image if image.dtype == torch.float64 else image.float()
-    return F.interpolate(wide[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0]
+    return F.interpolate(_wide(image)[None, None], tuple(size), mode="bilinear", align_corners=False)[0, 0]
+
+
+def _wide(image: Tensor) -> Tensor:
+    return image if image.dtype == torch.float64 else image.float()

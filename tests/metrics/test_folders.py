@@ -96,6 +96,34 @@ def test_maps_without_masks_are_resized_as_the_others(tmp_path: Path, scored) ->
         evaluate_folders(tmp_path, tmp_path, resize="maps")
 
 
+@pytest.mark.parametrize("resize", [None, (15, 20), "maps"])
+def test_mask_threshold_is_of_the_files_own_numbers(tmp_path: Path, scored, resize) -> None:
+    maps, masks = scored
+    grey = masks.astype(np.uint8) * 100
+    grey[:, 0, 0] = 20
+    grey[2, 25, 2] = 250  # above half of the range, where the defect is not
+    write_set(tmp_path, maps, masks, ".tiff")
+    for i in range(2, 6):
+        write(tmp_path / "ground_truth" / TYPES[i] / f"{i:03}_mask.png", grey[i])
+    result = evaluate_folders(tmp_path, tmp_path, mask_threshold=50, resize=resize)
+    resize = (30, 40) if resize == "maps" else resize  # as the protocol records it
+    expected = metrics.evaluate(maps, grey, types=TYPES, mask_threshold=50, resize=resize)
+    assert result == expected
+    assert result["pixel"]["auroc"] > 0.7
+    high = evaluate_folders(tmp_path, tmp_path, mask_threshold=127, resize=(15, 20))
+    assert high["n"]["anomalous"] == 1  # though resized, its pixel is below the threshold
+
+
+def test_mask_threshold_leaves_bool_masks_alone(tmp_path: Path, scored) -> None:
+    maps, masks = scored
+    for i in range(6):
+        write(tmp_path / "maps" / f"{i}.npy", maps[i])
+        write(tmp_path / "masks" / f"{i}.npy", masks[i])
+    result = evaluate_folders(tmp_path / "maps", tmp_path / "masks", resize=(15, 20), mask_threshold=127)
+    assert result == metrics.evaluate(maps, masks, resize=(15, 20), mask_threshold=127)
+    assert result["n"]["anomalous"] == 4
+
+
 def test_a_map_that_is_not_finite_is_named(tmp_path: Path, scored) -> None:
     maps, masks = scored
     maps[3, 4, 5] = np.nan

@@ -58,13 +58,31 @@ def test_resizing() -> None:
     grey = F.interpolate(torch.from_numpy(masks).float()[:, None], (20, 16), mode="bilinear")
     for threshold in (None, 0.0):
         wanted = metrics.aupro(small, grey > (threshold or 0.0 if threshold is not None else 0.5))
-        got = metrics.evaluate(small, masks, resize="masks", mask_threshold=threshold)
+        got = metrics.evaluate(small, masks.astype(np.uint8), resize="masks", mask_threshold=threshold)
         assert got["aupro"]["0.3"] == pytest.approx(wanted, abs=1e-14)
     fixed = metrics.evaluate(maps, [m if m.any() else None for m in masks], resize=(20, 16))
     assert fixed["aupro"]["0.3"] == pytest.approx(metrics.aupro(small, grey > 0.5), abs=1e-14)
     assert fixed["protocol"]["resize"] == [20, 16]
     with pytest.raises(UsageError, match=r"masks\[0\] is None: resize='maps' needs its size"):
         metrics.evaluate(maps, [None, *masks[1:]], resize="maps")
+
+
+@pytest.mark.parametrize("resize", [(20, 16), "masks"])
+def test_a_mask_threshold_leaves_bool_masks_alone(resize) -> None:
+    maps, masks = draw(5, "random")
+    given = maps[:, ::2, ::2] if resize == "masks" else maps
+    result = metrics.evaluate(given, masks, resize=resize, mask_threshold=127)
+    assert result["n"]["anomalous"] == 4
+    grey = metrics.evaluate(given, masks.astype(np.uint8) * 255, resize=resize, mask_threshold=127.5)
+    assert result["pixel"] == grey["pixel"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16])
+def test_a_mask_threshold_is_not_rounded(dtype: type) -> None:
+    maps, masks = draw(6, "random")
+    grey = np.where(masks, 201, 200).astype(dtype)
+    result = metrics.evaluate(maps, grey, mask_threshold=200.999)
+    assert result["pixel"] == metrics.evaluate(maps, masks)["pixel"]
 
 
 def test_pixels_of_anomalous_images_only() -> None:
