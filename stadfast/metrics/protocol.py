@@ -65,7 +65,7 @@ class Protocol:
         if self.smoothing > 0:
             from scipy.ndimage import gaussian_filter
 
-            blurred = gaussian_filter(image.float().cpu().numpy(), self.smoothing)
+            blurred = gaussian_filter(_wide(image).cpu().numpy(), self.smoothing)
             image = torch.from_numpy(np.ascontiguousarray(blurred)).to(image.device)
         return image, mask
 

@@ -49,6 +49,14 @@ def test_smoothing_blurs_the_maps() -> None:
     assert result["image"]["auroc"] == metrics.auroc(blurred.max((1, 2)), masks.any((1, 2)))
 
 
+def test_smoothing_keeps_float64() -> None:
+    maps, masks = draw(2, "random")
+    close = 1.0 + 1e-10 * maps.astype(np.float64)
+    blurred = np.stack([gaussian_filter(image, 1.5) for image in close])
+    result = metrics.evaluate(close, masks, smoothing=1.5)
+    assert result["pixel"]["auroc"] == metrics.auroc(blurred, masks) > 0.5
+
+
 def test_resizing() -> None:
     maps, masks = draw(3, "random")
     small = F.interpolate(torch.from_numpy(maps)[:, None], (20, 16), mode="bilinear")
