@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError, UsageError
@@ -86,6 +87,17 @@ def above(values: Tensor, threshold: float) -> Tensor:
     if values.ndim > 2 and len(values):  # in float64 only one by one
         return torch.stack([above(image, threshold) for image in values])
     return values.double() > threshold
+
+
+def next_below(values: NDArray[Any], dtypes: set[torch.dtype]) -> NDArray[np.float64]:
+    """Thresholds t for which ``score > t`` selects the values and all above: the next lower floats.
+
+    Scores of one half type get the next lower ones of that type: a comparison in it would round others up again.
+    """
+    wide = torch.float64 if values.dtype == np.float64 else torch.float32
+    dtype = next(iter(dtypes)) if dtypes in ({torch.float16}, {torch.bfloat16}) else wide
+    below = torch.nextafter(torch.from_numpy(values).to(dtype), torch.tensor(-torch.inf, dtype=dtype))
+    return below.double().numpy()
 
 
 def paired_scores(scores: Any, labels: Any, finite: bool = True) -> tuple[list[Tensor], list[Tensor]]:

@@ -74,7 +74,8 @@ def average_precision(scores: Any, labels: Any) -> float:
 def f1_max(scores: Any, labels: Any) -> F1Score:
     """The largest F1 = 2TP / (2TP + FP + FN) over all thresholds, and the highest threshold that gives it.
 
-    The threshold is the largest float below a score, so that ``scores > threshold`` gives the value.
+    The threshold is the largest number below a score that its type has, so that ``scores > threshold`` gives
+    the value, in that type and in wider ones.
     Arguments and errors as ``auroc``; both are NaN without anomalous scores.
     """
     counts = _score_counts(scores, labels)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UsageError
-from ._inputs import any_set, paired_images
+from ._inputs import above, any_set, paired_images
 from .functional import UndefinedMetricWarning
 
 
@@ -46,7 +46,7 @@ def seg_f1(maps: Any, masks: Any, threshold: float) -> float:
     """
     hit = marked = true = 0
     for image, mask in zip(*paired_images(maps, masks), strict=True):
-        found = image > threshold
+        found = above(image, threshold)
         marked += int(found.sum())
         if mask is not None:
             hit += int((found & mask).sum())

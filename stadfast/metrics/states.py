@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import ops
-from ._inputs import common_dtype
+from ._inputs import common_dtype, next_below
 from .counts import Counts
 
 
@@ -66,9 +66,8 @@ class Exact:
         """
         groups = list(self.scores)
         found = [Anomalous(*map(_join, zip(*self.anomalous[g], strict=True))) for g in groups]
-        dtype = (
-            np.float64 if torch.float64 in {s.dtype for g in groups for s in self.scores[g]} else np.float32
-        )
+        dtypes = {s.dtype for g in groups for s in self.scores[g]}
+        dtype = np.float64 if torch.float64 in dtypes else np.float32
         values = np.concatenate([np.empty(0, dtype), *(f.scores for f in found)]).astype(dtype, copy=False)
         floor = self._floor(values, limit)
         if floor is not None:
@@ -79,7 +78,7 @@ class Exact:
         first[1:] = ranked[1:] != ranked[:-1]
         edges, index = ranked[first], np.empty(len(ranked), np.int64)
         index[order] = np.cumsum(first) - 1
-        thresholds = _thresholds_between(edges)
+        thresholds = _thresholds_between(edges, next_below(edges, dtypes))
         floored = floor is not None and len(edges) > 0 and edges[0] == floor
         if floored:
             thresholds[-2] = -np.inf
@@ -163,12 +162,10 @@ def _join(parts: Sequence[Any]) -> Any:
     return sum(parts) if isinstance(parts[0], int) else np.concatenate(parts)
 
 
-def _thresholds_between(edges: NDArray[Any]) -> NDArray[np.float64]:
+def _thresholds_between(edges: NDArray[Any], below: NDArray[np.float64]) -> NDArray[np.float64]:
     """For slots of falling score, the t for which ``score > t`` selects the slot and all above it.
 
-    Between two edges that is the lower edge; at an edge, the largest float below it.
+    Between two edges that is the lower edge; at an edge, what is next below it.
     """
-    falling = edges[::-1]
-    below = np.nextafter(falling, edges.dtype.type(-np.inf))
-    pairs = np.stack([falling, below], axis=1).reshape(-1).astype(np.float64)
+    pairs = np.stack([edges[::-1], below[::-1]], axis=1).reshape(-1).astype(np.float64)
     return np.append(pairs, -np.inf)

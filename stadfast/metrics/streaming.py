@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import UsageError
-from ._inputs import common_dtype
+from ._inputs import common_dtype, next_below
 from .counts import Counts
 from .states import find_anomalous
 
@@ -82,8 +82,11 @@ class Streaming:
         """By group, in the same slots: the bins that any group has counted in. ``limit`` makes no difference."""
         lowest, tables = self.binned()
         used = np.flatnonzero(sum(table["total"] for table in tables.values()))
-        with np.errstate(over="ignore"):  # below the lowest float lies -inf
-            thresholds = np.nextafter(lowest[used], np.float32(-np.inf)).astype(np.float64)[::-1]
+        dtype = torch.float32
+        if self.edges is None and not any(table["wide"][0] for table in tables.values()):
+            dtype = torch.float16 if lowest is _lowest_of_bins(torch.float16) else torch.bfloat16
+            lowest = _lowest_of_bins(dtype)  # below zero, bfloat16's values are the highest of float32's bins
+        thresholds = next_below(lowest[used], {dtype})[::-1]
         return {
             group: Counts(
                 thresholds,

@@ -129,6 +129,35 @@ def test_the_streaming_threshold_gives_the_value() -> None:
     assert 2 * (chosen & masks).sum() / (chosen.sum() + masks.sum()) == pytest.approx(result.value, abs=1e-12)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [-300.0, -0.5, 0.0, 300.0])
+def test_the_threshold_gives_the_value_in_the_scores_type_and_wider(
+    dtype: torch.dtype, exact: bool, shift: float
+) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = torch.from_numpy(rng.random(12) > 0.5)
+        steps = torch.from_numpy(rng.integers(-6, 6, 12)) + 3 * labels
+        one = torch.tensor(shift or 1.0, dtype=dtype).abs()
+        ulp = torch.nextafter(one, torch.tensor(torch.inf, dtype=dtype)) - one
+        if not exact and torch.finfo(dtype).bits > 16:
+            ulp = 0.1 * one  # apart, as bins are
+        scores = (shift + steps * ulp.double()).to(dtype)
+        best = metrics.F1Max(exact=exact).update(scores, labels).compute()
+        for wider in (scores, scores.float() if dtype != torch.float64 else scores, scores.double()):
+            chosen = wider > best.threshold
+            f1 = 2.0 * int((chosen & labels).sum()) / max(int(chosen.sum() + labels.sum()), 1)
+            assert f1 == pytest.approx(best.value, abs=1e-12)
+
+
+def test_the_threshold_of_counted_bfloat16_after_an_empty_float16() -> None:
+    scores = torch.tensor([-3e38, -2.0, -1.0, 0.0, 1e30]).bfloat16()
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    metric = metrics.F1Max(exact=False).update(scores[:0].half(), labels[:0]).update(scores, labels)
+    assert (scores > metric.compute().threshold).tolist() == labels.bool().tolist()
+
+
 @pytest.mark.parametrize("limit", [0.05, 0.3])
 def test_a_second_pass_narrows_the_bound(limit: float) -> None:
     rng = np.random.default_rng(4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from stadfast import metrics
 from stadfast.errors import UsageError
@@ -74,3 +75,12 @@ def test_seg_f1_is_sklearns() -> None:
     assert metrics.seg_f1(maps, masks, best.threshold) == pytest.approx(best.value, abs=1e-14)
     with pytest.warns(UndefinedMetricWarning, match="no pixel is anomalous"):
         assert np.isnan(metrics.seg_f1(maps[:2], masks[:2], 1e9))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32])
+def test_seg_f1_does_not_round_the_threshold(dtype: torch.dtype) -> None:
+    maps = torch.tensor([[200, 201, 202, 203]]).to(dtype)
+    masks = np.array([[0, 0, 1, 1]])
+    for threshold in (201.0, 201.5, 202 - 1e-9):
+        wanted = metrics.seg_f1(maps.double(), masks, threshold)
+        assert metrics.seg_f1(maps, masks, threshold) == wanted
