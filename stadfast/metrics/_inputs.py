@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -115,15 +116,20 @@ def paired_scores(scores: Any, labels: Any, finite: bool = True) -> tuple[list[T
     return [values], [truths.to(values.device)]
 
 
-def split_images(value: Any, name: str, convert: Any) -> list[Any]:
-    """(N,1,H,W), (N,H,W), one (H,W), or a sequence of (H,W) or (1,H,W) -> N images (H,W), or None for None.
+def split_images(value: Any, name: str, convert: Any, optional: bool = False) -> list[Any]:
+    """(N,1,H,W), (N,H,W), one (H,W), or a sequence of (H,W) or (1,H,W) -> N images (H,W).
 
-    ``convert(image, name)`` checks and converts: an array all at once, a sequence image by image.
+    ``convert(image, name)`` checks and converts: an array all at once, a sequence image by image. In an
+    ``optional`` sequence, None stays None.
+
+    Raises:
+        UsageError: not numbers, or of another shape.
+        DataError: an image without pixels.
     """
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [
             None
-            if image is None
+            if optional and image is None
             else convert(_plane(as_tensor(image, f"{name}[{i}]"), name, i), f"{name}[{i}]")
             for i, image in enumerate(value)
         ]
@@ -136,6 +142,7 @@ def split_images(value: Any, name: str, convert: Any) -> list[Any]:
         raise UsageError(
             f"{name} must be (N,1,H,W), (N,H,W), (H,W) or a list of (H,W), got shape {tuple(images.shape)}"
         )
+    _check_pixels(images, name)
     return list(convert(images, name))
 
 
@@ -144,7 +151,13 @@ def _plane(image: Tensor, name: str, index: int) -> Tensor:
         image = image[0]
     if image.ndim != 2:
         raise UsageError(f"{name}[{index}] must be (H,W) or (1,H,W), got shape {tuple(image.shape)}")
+    _check_pixels(image, f"{name}[{index}]")
     return image
+
+
+def _check_pixels(images: Tensor, name: str) -> None:
+    if 0 in images.shape[-2:]:
+        raise DataError(f"{name} must have pixels, got shape {tuple(images.shape)}")
 
 
 def paired_images(maps: Any, masks: Any, finite: bool = True) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -152,10 +165,10 @@ def paired_images(maps: Any, masks: Any, finite: bool = True) -> tuple[list[Tens
 
     Raises:
         UsageError: different numbers of maps and masks, or a map and its mask differ in size.
-        DataError: a score that is NaN or infinite, or a mask that is not binary.
+        DataError: a score that is NaN or infinite, a mask that is not binary, or an image without pixels.
     """
     images = split_images(maps, "maps", partial(as_scores, finite=finite))
-    return images, match_masks(images, split_images(masks, "masks", as_binary))
+    return images, match_masks(images, split_images(masks, "masks", as_binary, optional=True))
 
 
 def match_masks(maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -168,6 +181,31 @@ def match_masks(maps: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[
                 f"masks[{i}] must be {tuple(image.shape)} like maps[{i}], got {tuple(mask.shape)}"
             )
     return [None if mask is None else mask.to(image.device) for image, mask in zip(maps, masks, strict=True)]
+
+
+def state_groups(state: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A state's values by group and name, from its keys "group/name".
+
+    Raises:
+        UsageError: no mapping of such keys, of these names.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for key, value in check_state(state).items():
+        group, slash, name = str(key).rpartition("/")
+        if not slash or name not in names:
+            raise UsageError(
+                f"state {key!r} must be one of {', '.join(names)}, after a group's name and a slash; an exact "
+                "metric's state and a streaming one's do not mix"
+            )
+        groups.setdefault(group, {})[name] = value
+    return groups
+
+
+def check_state(state: Any) -> Mapping[Any, Any]:
+    """``state``, if it is a mapping; else raise a UsageError."""
+    if not isinstance(state, Mapping):
+        raise UsageError(f"state must be a dict, as another's state is, got {shown(state)}")
+    return state
 
 
 def largest(image: Tensor) -> float:
@@ -193,5 +231,21 @@ def common_dtype(scores: Sequence[Tensor]) -> list[Tensor]:
 
 def check_limit(limit: float) -> None:
     """Raise a UsageError unless ``limit`` is a false positive rate to integrate to."""
-    if not 0.0 < limit <= 1.0:
+    if not 0.0 < check_number(limit, "limit") <= 1.0:
         raise UsageError(f"limit must be in (0, 1], got {limit}")
+
+
+def check_number(value: Any, name: str) -> float:
+    """``value`` as a float; raise a UsageError unless it is a number, and not NaN."""
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last
+        number = math.nan
+    if math.isnan(number):
+        raise UsageError(f"{name} must be a number, got {shown(value)}")
+    return number
+
+
+def shown(value: Any) -> str:
+    """For a message: arrays by their type only."""
+    return type(value).__name__ if isinstance(value, (np.ndarray, Tensor)) else repr(value)

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from ..errors import DataError, UsageError
 from . import counts as _counts
-from ._inputs import any_set, as_binary, as_scores, check_limit, largest, match_masks, split_images
+from ._inputs import any_set, as_binary, as_scores, check_state, largest, match_masks, split_images
 from .classes import add_states
 from .counts import NOTHING, Counts
 from .protocol import Protocol
@@ -82,9 +82,7 @@ class Evaluation:
         copy: bool = True,
         **protocol: Any,
     ) -> None:
-        for limit in limits:
-            check_limit(limit)
-        self.protocol = Protocol(tuple(limits), **protocol)
+        self.protocol = Protocol.of(limits, protocol)
         self.exact, self.copy = exact, copy
         self.reset()
 
@@ -162,6 +160,8 @@ class Evaluation:
     def merge(self, *others: Self) -> Self:
         """Add what others hold: the result is that of one evaluation that saw it all."""
         for other in others:
+            if not isinstance(other, Evaluation):
+                raise UsageError(f"cannot merge {type(other).__name__} into an Evaluation")
             if other.exact != self.exact or other.protocol != self.protocol:
                 raise UsageError("cannot merge evaluations of different protocols")
             self.state = add_states(self.state, other.state)
@@ -176,16 +176,24 @@ class Evaluation:
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
+        for key in ("unknown", "given_scores"):
+            if key not in check_state(state):
+                raise UsageError(f"state must be another evaluation's, but has no {key!r}")
         parts = {
             part: {key.removeprefix(part): value for key, value in state.items() if key.startswith(part)}
             for part in ("images/", "pixels/")
         }
-        self._images, self._pixels.state = parts["images/"], parts["pixels/"]
+        self._pixels.state = parts["pixels/"]  # first: it may be refused
+        self._images = parts["images/"]
         self._unknown, self._given_scores = state["unknown"], bool(state["given_scores"])
 
     def _prepared(self, maps: Any, masks: Any) -> tuple[list[Tensor], list[Tensor | None]]:
         images = split_images(maps, "maps", as_scores)
-        truths = [None] * len(images) if masks is None else split_images(masks, "masks", self.protocol.mask)
+        truths = (
+            [None] * len(images)
+            if masks is None
+            else split_images(masks, "masks", self.protocol.mask, optional=True)
+        )
         if len(truths) == len(images) and (self.protocol.resize is not None or self.protocol.smoothing):
             pairs = [
                 self.protocol.apply(m, t, i) for i, (m, t) in enumerate(zip(images, truths, strict=True))

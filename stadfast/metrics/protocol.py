@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UsageError
-from ._inputs import above, as_binary
+from ._inputs import above, as_binary, check_limit, check_number, shown
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,34 @@ class Protocol:
     images: str = "all"
 
     def __post_init__(self) -> None:
-        if self.resize not in (None, "maps", "masks") and not _is_size(self.resize):
-            raise UsageError(f"resize must be None, 'maps', 'masks' or (H, W), got {self.resize!r}")
-        if self.smoothing < 0:
-            raise UsageError(f"smoothing must be at least 0, got {self.smoothing}")
-        if self.images not in ("all", "anomalous"):
-            raise UsageError(f"images must be 'all' or 'anomalous', got {self.images!r}")
+        for limit in self.limits:
+            check_limit(limit)
+        if self.mask_threshold is not None:
+            check_number(self.mask_threshold, "mask_threshold")
+        known = isinstance(self.resize, str) and self.resize in ("maps", "masks")
+        if self.resize is not None and not known and not _is_size(self.resize):
+            raise UsageError(f"resize must be None, 'maps', 'masks' or (H, W), got {shown(self.resize)}")
+        if not 0 <= check_number(self.smoothing, "smoothing") < math.inf:
+            raise UsageError(f"smoothing must be at least 0 and finite, got {self.smoothing}")
+        if not isinstance(self.images, str) or self.images not in ("all", "anomalous"):
+            raise UsageError(f"images must be 'all' or 'anomalous', got {shown(self.images)}")
+
+    @classmethod
+    def of(cls, limits: Any, options: Mapping[str, Any]) -> Protocol:
+        """From what a user gave.
+
+        Raises:
+            UsageError: the limits are not a sequence, or an option is unknown or impossible.
+        """
+        try:
+            limits = tuple(limits)
+        except TypeError:
+            raise UsageError(f"limits must be a sequence of numbers, got {shown(limits)}") from None
+        names = [field.name for field in fields(cls) if field.name != "limits"]
+        for option in options:
+            if option not in names:
+                raise UsageError(f"unknown option {option!r}: expected one of {', '.join(names)}")
+        return cls(limits, **options)
 
     def mask(self, mask: Tensor, name: str) -> Tensor:
         """(..., H, W) bool; grey values stay as they are where they are still to be resized."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UsageError
-from ._inputs import above, any_set, paired_images
+from ._inputs import above, any_set, check_number, paired_images, shown
 from .functional import UndefinedMetricWarning
 
 
@@ -41,9 +41,10 @@ def seg_f1(maps: Any, masks: Any, threshold: float) -> float:
         In [0, 1]; NaN, with an ``UndefinedMetricWarning``, if no pixel is anomalous, truly or by threshold.
 
     Raises:
-        UsageError: numbers or sizes of maps and masks differ.
+        UsageError: numbers or sizes of maps and masks differ, or the threshold is not a number.
         DataError: a score is NaN or infinite, or a mask is not binary.
     """
+    threshold = check_number(threshold, "threshold")
     hit = marked = true = 0
     for image, mask in zip(*paired_images(maps, masks), strict=True):
         found = above(image, threshold)
@@ -79,7 +80,11 @@ def aupimo(maps: Any, masks: Any, limits: tuple[float, float] = (1e-5, 1e-4)) ->
         UsageError: numbers or sizes of maps and masks differ, or not 0 < low < high <= 1.
         DataError: a score is NaN or infinite, or a mask is not binary.
     """
-    low, high = limits
+    try:
+        low, high = limits
+    except (TypeError, ValueError):
+        raise UsageError(f"limits must be two numbers (low, high), got {shown(limits)}") from None
+    low, high = check_number(low, "limits[0]"), check_number(high, "limits[1]")
     if not 0.0 < low < high <= 1.0:
         raise UsageError(f"limits must be 0 < low < high <= 1, got {limits}")
     images, truths = paired_images(maps, masks)

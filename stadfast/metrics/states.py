@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import ops
-from ._inputs import common_dtype, next_below
+from ..errors import UsageError
+from ._inputs import common_dtype, next_below, state_groups
 from .counts import Counts
 
 
@@ -119,10 +120,16 @@ class Exact:
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
-        self.scores, self.anomalous = {}, {}
-        for key, value in state.items():
-            group, name = key.rsplit("/", 1)
-            getattr(self, name)[group] = list(value)
+        groups = state_groups(state, ("scores", "anomalous"))
+        for group, held in groups.items():
+            for name, kind in (("scores", Tensor), ("anomalous", tuple)):
+                values = held.get(name)
+                if not isinstance(values, (list, tuple)) or not all(isinstance(v, kind) for v in values):
+                    raise UsageError(
+                        f"state '{group}/{name}' must be a list of {kind.__name__}s, got {type(values).__name__}"
+                    )
+        self.scores = {group: list(held["scores"]) for group, held in groups.items()}
+        self.anomalous = {group: [Anomalous(*a) for a in held["anomalous"]] for group, held in groups.items()}
 
 
 def _ranked(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import UsageError
-from ._inputs import common_dtype, next_below
+from ._inputs import common_dtype, next_below, state_groups
 from .counts import Counts
 from .states import find_anomalous
 
@@ -120,17 +120,18 @@ class Streaming:
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
-        self.tables = {}
+        tables: dict[str, dict[str, NDArray[Any]]] = {}
         known = self.empty_table(half=True)
-        for key, value in state.items():
-            group, name = key.rsplit("/", 1)
-            array = np.array(value)
-            if name not in known or known[name].shape != array.shape:
-                raise UsageError(f"state {key!r} of shape {array.shape} is not one of {self.bins} bins")
-            table = self.tables.setdefault(group, self.empty_table())
-            for missing in _BINNED if name.startswith("half_") else ():
-                table.setdefault(f"half_{missing}", known[f"half_{missing}"].copy())
-            table[name] = array
+        for group, held in state_groups(state, tuple(known)).items():
+            table = tables[group] = self.empty_table(half=any(name.startswith("half_") for name in held))
+            for name, value in held.items():
+                shape = np.shape(value)
+                if known[name].shape != shape:
+                    raise UsageError(
+                        f"state '{group}/{name}' of shape {shape} is not one of {self.bins} bins"
+                    )
+                table[name] = np.array(value)
+        self.tables = tables
 
     def _countable(self, scores: Tensor) -> Tensor:
         """In a type that the ops count."""

@@ -226,6 +226,25 @@ def test_streaming_state_is_small_and_sums() -> None:
         twice.state = {"/total": np.zeros(5)}
 
 
+@pytest.mark.parametrize("state", [None, {"total": 1}, {"/else": 1}, {"/scores": [1], "/anomalous": []}])
+@pytest.mark.parametrize("exact", [True, False])
+def test_states_of_something_else_are_refused(exact: bool, state: object) -> None:
+    maps, masks = draw(14, "random")
+    metric = metrics.AUPRO(exact=exact).update(maps, masks)
+    expected = metric.compute()
+    for wrong in (state, metrics.AUPRO(exact=not exact).update(maps, masks).state):
+        with pytest.raises(UsageError, match=r"state .*must be"):
+            metric.state = wrong
+    assert metric.compute() == expected
+
+
+def test_half_of_an_exact_state_is_refused() -> None:
+    maps, masks = draw(14, "random")
+    state = metrics.AUPRO().update(maps, masks).state
+    with pytest.raises(UsageError, match="'/anomalous' must be a list of tuples, got NoneType"):
+        metrics.AUPRO().state = {"/scores": state["/scores"]}
+
+
 def test_counts_do_not_overflow() -> None:
     maps, masks = draw(7, "random")
     metric = metrics.AUROC(exact=False).update(maps, masks)

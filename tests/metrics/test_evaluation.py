@@ -121,6 +121,19 @@ def test_batches_merge_to_the_whole(scored, exact: bool) -> None:
         parts[0].merge(metrics.Evaluation(exact=exact, smoothing=2))
 
 
+def test_what_is_no_evaluation_is_refused(scored) -> None:
+    for state, message in ((None, "must be a dict"), ({}, "has no 'unknown'")):
+        with pytest.raises(UsageError, match=message):
+            metrics.Evaluation().state = state
+    streaming = metrics.Evaluation(exact=False).update(*scored)
+    exact = metrics.Evaluation()
+    with pytest.raises(UsageError, match="do not mix"):
+        exact.state = streaming.state
+    assert exact.compute()["n"]["images"] == 0
+    with pytest.raises(UsageError, match="cannot merge AUPRO"):
+        exact.merge(metrics.AUPRO())
+
+
 def test_streaming_is_within_the_bounds_beside_it(scored) -> None:
     maps, masks = scored
     exact, streaming = (metrics.evaluate(maps, masks, types=TYPES, exact=e) for e in (True, False))

@@ -192,6 +192,15 @@ def test_wrong_arguments_are_named() -> None:
         metrics.auroc(maps, masks * 3)
     with pytest.raises(UsageError, match=r"limit must be in \(0, 1\], got 0"):
         metrics.aupro(maps, masks, 0)
+    for limit in (None, "0.3", np.array([0.1, 0.3]), torch.ones(2), np.nan):
+        with pytest.raises(UsageError, match="limit must be a number, got"):
+            metrics.aupro(maps, masks, limit)
+    with pytest.raises(UsageError, match=r"maps\[0\] must be numbers .* got NoneType"):
+        metrics.aupro([None, *maps[1:]], masks)
+    with pytest.raises(DataError, match=r"maps\[1\] must have pixels, got shape \(0, 33\)"):
+        metrics.evaluate([maps[0], maps[1, :0]], [None, None])
+    with pytest.raises(DataError, match=r"masks must have pixels"):
+        metrics.evaluate(maps, masks[:, :0], resize="maps")
     with pytest.raises(UsageError, match=r"maps must be .* got shape \(6, 40, 33, 1, 1\)"):
         metrics.aupro(maps[..., None, None], masks)
     with pytest.raises(UsageError, match="scores must be numbers"):

@@ -93,6 +93,11 @@ def test_a_mask_threshold_is_not_rounded(dtype: type) -> None:
     assert result["pixel"] == metrics.evaluate(maps, masks)["pixel"]
 
 
+def test_limits_may_be_any_iterable() -> None:
+    maps, masks = draw(7, "random")
+    assert list(metrics.evaluate(maps, masks, limits=iter([0.3, 0.1]))["aupro"]) == ["0.3", "0.1"]
+
+
 def test_pixels_of_anomalous_images_only() -> None:
     maps, masks = draw(4, "random")
     result = metrics.evaluate(maps, masks, images="anomalous")
@@ -106,6 +111,16 @@ def test_pixels_of_anomalous_images_only() -> None:
         ({"resize": "both"}, "resize must be"),
         ({"smoothing": -1}, "smoothing"),
         ({"images": "bad"}, "images must"),
+        ({"images": np.zeros(2)}, "images must be 'all' or 'anomalous', got ndarray"),
+        ({"resize": np.array([8, 8])}, "resize must be .*, got ndarray"),
+        ({"smoothing": None}, "smoothing must be a number, got None"),
+        ({"smoothing": np.nan}, "smoothing must be a number, got nan"),
+        ({"smoothing": np.inf}, "smoothing must be at least 0 and finite"),
+        ({"mask_threshold": "a"}, "mask_threshold must be a number, got 'a'"),
+        ({"mask_threshold": np.nan}, "mask_threshold must be a number, got nan"),
+        ({"limits": 0.3}, "limits must be a sequence of numbers, got 0.3"),
+        ({"limits": "0.3"}, "limit must be a number, got '0'"),
+        ({"smooth": 1}, "unknown option 'smooth': expected one of mask_threshold, resize"),
     ],
 )
 def test_unknown_switches_are_named(switch: dict, message: str) -> None:

@@ -84,3 +84,15 @@ def test_seg_f1_does_not_round_the_threshold(dtype: torch.dtype) -> None:
     for threshold in (201.0, 201.5, 202 - 1e-9):
         wanted = metrics.seg_f1(maps.double(), masks, threshold)
         assert metrics.seg_f1(maps, masks, threshold) == wanted
+
+
+@pytest.mark.parametrize("threshold", [None, "0.5", float("nan"), np.zeros(2)])
+def test_seg_f1_needs_a_number(threshold) -> None:
+    with pytest.raises(UsageError, match="threshold must be a number, got"):
+        metrics.seg_f1(*draw(7, "random"), threshold)
+
+
+@pytest.mark.parametrize("limits", [0.1, (0.1,), (0.1, 0.2, 0.3), None, (None, 0.1), ("a", "b")])
+def test_aupimo_needs_two_limits(limits) -> None:
+    with pytest.raises(UsageError, match=r"limits.* must be (two numbers|a number)"):
+        metrics.aupimo(*draw(7, "random"), limits)
