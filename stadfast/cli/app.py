@@ -178,6 +178,7 @@ def score(
     run_job(
         model, paths, output, json=json, heatmaps=heatmaps, device=device, batch_size=batch_size, resume=resume,
         part_size=part_size, engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus,
+        resize=native_scale is False,
     )  # fmt: skip
 
 
@@ -247,7 +248,7 @@ def evaluate(
         _check_no_native_scale(native_scale)
         run_job(
             model, data, output, json=json, device=device, batch_size=batch_size, resume=resume, part_size=part_size,
-            engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus,
+            engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus, resize=native_scale is False,
         )  # fmt: skip
         return
     run(

@@ -71,6 +71,7 @@ def score(
     readers: int = 2,
     threads: int | None = None,
     labelled: bool = False,
+    resize: bool = False,
     show_progress: bool = True,
 ) -> Summary:
     """Score any number of images with a :class:`~stadfast.runtime.Scorer`, and write Parquet files.
@@ -96,6 +97,7 @@ def score(
         readers: threads of each worker that read and decode.
         threads: of torch, for ``engine="local"``.
         labelled: count for the metrics, too: see :func:`evaluate`.
+        resize: take a detector that was fitted at native scale, too, whose threshold is not for resized images.
         show_progress: on standard error.
 
     Raises:
@@ -106,7 +108,12 @@ def score(
     needed("pyarrow.parquet", "--output")
     began = time.perf_counter()
     name, contents = _file_name(model), _contents(model)
-    _header(name, contents)  # a damaged one is found before anything starts
+    header = _header(name, contents)  # a damaged one is found before anything starts
+    if header.get("training", {}).get("native_scale") and not resize:
+        raise UsageError(
+            f"{os.fspath(model)} was fitted at native scale, and the workers of --output resize the images, to which "
+            "its threshold does not apply: leave out --output, or resize all the same (--resize-images, resize=True)"
+        )
     planned = plan(sources, part_size)
     job = Job(
         model_name=name, model=contents, output=Store(output).location,

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 import stadfast as sf
 from stadfast import metrics
+from stadfast.backbones import create_backbone
+from stadfast.cli import app
 from stadfast.cli.scale import check_engine
 from stadfast.data import open_dataset, read_image, read_mask, resize_mask
 from stadfast.errors import BundleError, StadfastError, UsageError
@@ -138,6 +141,25 @@ class TestWithParquet:
         assert self.parquet.read_table(out).equals(table)
         changed = {p.name for p in out.glob("part-*") if p.stat().st_mtime_ns != before[p.name][0]}
         assert changed == {"part-000001.parquet", "part-000003.parquet"}
+
+    def test_a_detector_of_native_scale_is_resized_only_if_told(self, material: Path, tmp_path: Path) -> None:
+        weights = create_backbone("resnet18", seed=1).state_dict()
+        detector = sf.STPM(weights=weights, image_size=32, epochs=1, batch_size=4, layers=["layer1"])
+        detector.fit(material, native_scale=True, show_progress=False)
+        detector.save(tmp_path / "native.safetensors")
+        arguments = (tmp_path / "native.safetensors", [str(material / "test")], str(tmp_path / "out"))
+        for job in (score, evaluate):
+            with pytest.raises(
+                UsageError, match=r"native\.safetensors was fitted at native scale.*resize=True"
+            ):
+                job(*arguments, show_progress=False)
+        command = ["score", *arguments[:1], *arguments[1], "--output", *arguments[2:], "--device", "cpu"]
+        refused = CliRunner().invoke(app, list(map(str, command)))
+        assert (refused.exit_code, "--resize-images" in refused.stderr) == (2, True)
+        assert not (tmp_path / "out").exists()
+        resized = CliRunner().invoke(app, [*map(str, command), "--resize-images"])
+        assert resized.exit_code == 0, resized.stderr
+        assert len(self.rows(tmp_path / "out")) == 13
 
     def test_resume_refuses_another_job(self, model: Path, archive: Path, tmp_path: Path) -> None:
         out = str(tmp_path)
