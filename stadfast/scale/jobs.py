@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .._progress import progress
-from ..data import Sample
 from ..errors import BundleError, UsageError
 from ..runtime import read_metadata
 from .engines import ENGINES, Cluster, run_here, run_on_ray
 from .results import LabelledCounts, Report, report_of, scores_file, state_file
-from .sources import Plan, plan
+from .sources import Location, Plan, Sources, plan
 from .store import Store, needed, read_bytes
 from .worker import Job
 
@@ -56,13 +55,13 @@ class Summary:
 
 
 def score(
-    model: str | os.PathLike[str],
-    sources: Sequence[str] | Sequence[Sample],
-    output: str,
+    model: Location,
+    sources: Sources,
+    output: Location,
     *,
     engine: str = "local",
     cluster: Cluster | None = None,
-    heatmaps: str | None = None,
+    heatmaps: Location | None = None,
     resume: bool = False,
     part_size: int = PART_SIZE,
     batch_size: int = 16,
@@ -84,7 +83,7 @@ def score(
 
     Args:
         model: a detector's bundle or an archive in one file; path or URL.
-        sources: paths or URLs of images, folders of images, Parquet tables; or labelled samples.
+        sources: paths or URLs of images, folders of images, Parquet tables, or one of these; or labelled samples.
         output: the folder of the scores, path or URL.
         engine: ``"local"`` or ``"ray"``.
         cluster: for Ray.
@@ -137,7 +136,7 @@ def score(
 
 
 def evaluate(
-    model: str | os.PathLike[str], sources: Sequence[str] | Sequence[Sample], output: str, **options: Any
+    model: Location, sources: Sources, output: Location, **options: Any
 ) -> tuple[dict[str, Any], Summary]:
     """Score labelled images as :func:`score` does, and sum up the metrics that each part has counted.
 
@@ -206,7 +205,7 @@ def _take_over(store: Store, identity: Mapping[str, Any], resume: bool) -> set[s
     return names
 
 
-def _file_name(model: str | os.PathLike[str]) -> str:
+def _file_name(model: Location) -> str:
     name = os.fspath(model).rstrip("/").rpartition("/")[2]
     if name.lower().endswith(".xml"):
         raise UsageError(
@@ -215,7 +214,7 @@ def _file_name(model: str | os.PathLike[str]) -> str:
     return name
 
 
-def _contents(model: str | os.PathLike[str]) -> bytes:
+def _contents(model: Location) -> bytes:
     try:
         return read_bytes(os.fspath(model))
     except OSError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data import IMAGE_EXTENSIONS, Sample, list_images
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from .store import is_remote, list_files, local, needed, read_bytes
 
 _IMAGE, _PATH = "image", "path"  # a table's columns
@@ -75,29 +76,39 @@ class Plan(NamedTuple):
         return sum(part.size for part in self.parts)
 
 
-def plan(sources: Sequence[str] | Sequence[Sample], part_size: int) -> Plan:
+Location = str | os.PathLike[str]  # a path or a URL
+Sources = Location | Sample | Sequence[Location | Sample]
+
+
+def plan(sources: Sources, part_size: int) -> Plan:
     """Cut images into parts of ``part_size``; a table's last part may be smaller.
 
     Args:
-        sources: labelled samples; or paths and URLs of images, of folders of images, of Parquet files, or of folders
-            of these. A table has a column ``image`` (the files' contents, or a struct with ``bytes``), or ``path``
+        sources: one or several labelled samples; or paths and URLs of images, of folders of images, of Parquet files,
+            or of folders of these. A table has a column ``image`` (the files' contents, or a struct with ``bytes``), or ``path``
             (paths or URLs, relative ones to the table's folder), and where known ``label``, ``defect`` and ``mask``.
         part_size: images a part.
 
     Raises:
+        UsageError: sources of another type.
         DataError: nothing there, or a table without these columns.
     """
     tables: list[str] = []
     items: list[Item] = []
+    sources = [sources] if isinstance(sources, (str, os.PathLike, Sample)) else list(sources)
     for source in sources:
         if isinstance(source, Sample):
             mask = None if source.mask is None else local(str(source.mask))
             image = str(source.image)
             items.append(Item(image, local(image), source.label, source.defect, mask))
-        elif found := _tables(source):
+        elif not isinstance(source, (str, os.PathLike)):
+            raise UsageError(
+                f"sources: expected paths, URLs or labelled samples, got {type(source).__name__}"
+            )
+        elif found := _tables(os.fspath(source)):
             tables += found
         else:
-            items += [Item(name, local(name)) for name in _images(source)]
+            items += [Item(name, local(name)) for name in _images(os.fspath(source))]
     parts: list[Part] = []
     for begin in range(0, len(items), part_size):
         some = tuple(items[begin : begin + part_size])

@@ -33,8 +33,9 @@ def is_remote(location: str) -> bool:
     return "://" in location and not location.startswith("file://")
 
 
-def local(location: str) -> str:
+def local(location: str | os.PathLike[str]) -> str:
     """Paths as they are, absolute, so that they mean the same in another process; ``file://`` taken off; other URLs."""
+    location = os.fspath(location)
     return location if is_remote(location) else os.path.abspath(location.removeprefix("file://"))  # noqa: PTH100
 
 
@@ -80,7 +81,7 @@ class Store:
     Object stores write so by themselves; on other remote file systems a file may be seen while it grows.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str | os.PathLike[str]) -> None:
         self.location = local(location)
 
     def write(self, name: str, contents: bytes) -> None:

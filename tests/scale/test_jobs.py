@@ -171,11 +171,7 @@ class TestWithParquet:
 
     def test_heat_maps_of_anomalies_only(self, model: Path, material: Path, tmp_path: Path) -> None:
         summary = score(
-            model,
-            [str(material / "test")],
-            str(tmp_path / "out"),
-            heatmaps=str(tmp_path / "maps"),
-            show_progress=False,
+            model, material / "test", tmp_path / "out", heatmaps=tmp_path / "maps", show_progress=False
         )
         defective = [row["path"] for row in self.rows(tmp_path / "out") if row["defective"]]
         assert 0 < summary.defective == len(defective)

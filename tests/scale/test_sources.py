@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stadfast.data import Sample
-from stadfast.errors import DataError
+from stadfast.errors import DataError, UsageError
 from stadfast.scale.sources import plan
 
 
@@ -38,6 +38,15 @@ def test_samples_keep_their_labels() -> None:
 def test_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         plan([str(tmp_path)], 8)
+
+
+def test_a_source_alone_and_paths(archive: Path) -> None:
+    wanted = plan([str(archive)], 16)
+    for sources in (str(archive), archive, [archive]):
+        assert plan(sources, 16) == wanted
+    assert plan(Sample(Path("a.png"), 0), 8).images == 1
+    with pytest.raises(UsageError, match="sources: expected paths, URLs or labelled samples, got int"):
+        plan([5], 8)  # type: ignore[list-item]
 
 
 def test_images_by_url(archive: Path) -> None:
