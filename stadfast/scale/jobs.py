@@ -185,11 +185,13 @@ def _identity(job: Job, planned: Plan, part_size: int) -> dict[str, Any]:
 def _take_over(store: Store, identity: Mapping[str, Any], resume: bool) -> set[str]:
     """The files of an earlier run that are kept; the plan is written where there was none.
 
+    A plan without a part is no run, but one that failed at its start: over an argument, say.
+
     Raises:
         UsageError: there is an earlier run, but of another job, or it is not to be resumed.
     """
     names = store.names()
-    if _PLAN not in names:
+    if _PLAN not in names or not any(name.startswith("part-") for name in names):
         store.write(_PLAN, json.dumps(identity, indent=1).encode())
         return set()
     if not resume:

@@ -85,8 +85,9 @@ def plan(sources: Sources, part_size: int) -> Plan:
 
     Args:
         sources: one or several labelled samples; or paths and URLs of images, of folders of images, of Parquet files,
-            or of folders of these. A table has a column ``image`` (the files' contents, or a struct with ``bytes``), or ``path``
-            (paths or URLs, relative ones to the table's folder), and where known ``label``, ``defect`` and ``mask``.
+            or of folders of these. A table has a column ``image`` (the files' contents, or a struct with ``bytes``),
+            or ``path`` (paths or URLs, relative ones to the table's folder), and where known ``label``, ``defect`` and
+            ``mask``.
         part_size: images a part.
 
     Raises:

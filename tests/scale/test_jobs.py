@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,6 +161,16 @@ class TestWithParquet:
         resized = CliRunner().invoke(app, [*map(str, command), "--resize-images"])
         assert resized.exit_code == 0, resized.stderr
         assert len(self.rows(tmp_path / "out")) == 13
+
+    @pytest.mark.parametrize("wrong", [{"precision": "fp99"}, {"threads": 0}, {"device": "nosuch"}])
+    def test_a_job_that_could_not_start_leaves_the_folder_free(
+        self, model: Path, archive: Path, tmp_path: Path, wrong: dict[str, Any]
+    ) -> None:
+        source = min((archive / "day1").glob("*.png"))
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))}: expected"):
+            score(model, source, tmp_path / "out", show_progress=False, **wrong)
+        score(model, source, tmp_path / "out", show_progress=False)
+        assert len(self.rows(tmp_path / "out")) == 1
 
     def test_resume_refuses_another_job(self, model: Path, archive: Path, tmp_path: Path) -> None:
         out = str(tmp_path)
