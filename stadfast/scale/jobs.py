@@ -7,13 +7,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .._progress import progress
-from ..errors import BundleError, UsageError
+from ..errors import BundleError, StadfastError, UsageError
 from ..runtime import read_metadata
 from .engines import ENGINES, Cluster, run_here, run_on_ray
 from .results import LabelledCounts, Report, report_of, scores_file, state_file
@@ -120,10 +120,9 @@ def score(
         batch_size=batch_size, precision=precision, device=device, readers=readers, threads=threads,
     )  # fmt: skip
     store = Store(output)
-    done = _take_over(store, _identity(job, planned, part_size), resume)
-    missing = [part for part in planned.parts if scores_file(part.number) not in done]
-    finished = [part.number for part in planned.parts if scores_file(part.number) in done]
-    reports = {number: report_of(store.read(scores_file(number))) for number in finished}
+    names = _take_over(store, _identity(job, planned, part_size), resume)
+    reports = _finished(store, names, planned, labelled)
+    missing = [part for part in planned.parts if part.number not in reports]
     before = len(reports)
     scored = sum(report.images for report in reports.values())
     with progress("scoring", planned.images, done=scored, show=show_progress) as shown:
@@ -151,11 +150,19 @@ def evaluate(
 
     Returns:
         the figures, and the summary.
+
+    Raises:
+        StadfastError: those of :func:`score`, or a damaged file of an earlier run.
     """
     summary = score(model, sources, output, labelled=True, **options)
     counts, store = LabelledCounts(), Store(output)
     for number in range(summary.parts):  # in order: sums of floating-point shares depend on it
-        counts.add(store.read(state_file(number)))
+        try:
+            counts.add(store.read(state_file(number)))
+        except Exception as error:  # numpy's and zipfile's, or the store's
+            raise StadfastError(
+                f"{store.location}/{state_file(number)} is damaged or gone: without it, --resume scores its part anew"
+            ) from error
     return counts.figures(_header(_file_name(model), _contents(model))), summary
 
 
@@ -189,6 +196,7 @@ def _take_over(store: Store, identity: Mapping[str, Any], resume: bool) -> set[s
 
     Raises:
         UsageError: there is an earlier run, but of another job, or it is not to be resumed.
+        StadfastError: its plan is damaged.
     """
     names = store.names()
     if _PLAN not in names or not any(name.startswith("part-") for name in names):
@@ -198,13 +206,27 @@ def _take_over(store: Store, identity: Mapping[str, Any], resume: bool) -> set[s
         raise UsageError(
             f"--output: {store.location} holds an earlier run: --resume goes on with it, or choose another folder"
         )
-    theirs = json.loads(store.read(_PLAN))
+    try:
+        theirs = dict(json.loads(store.read(_PLAN)))
+    except (ValueError, TypeError) as error:
+        raise StadfastError(
+            f"{store.location}/{_PLAN} is damaged, so that nobody knows whose parts these are: choose another folder"
+        ) from error
     for name, ours in identity.items():
         if theirs.get(name) != ours:
             raise UsageError(
                 f"--output: {store.location} holds another job: its {name} is {theirs.get(name)!r}, now it is {ours!r}"
             )
     return names
+
+
+def _finished(store: Store, names: Set[str], planned: Plan, labelled: bool) -> dict[int, Report]:
+    """Reports of the parts whose files are all there, and whole."""
+    found = {}
+    for number in (part.number for part in planned.parts):
+        if scores_file(number) in names and (not labelled or state_file(number) in names):
+            found[number] = report_of(store.read(scores_file(number)))
+    return {number: report for number, report in found.items() if report is not None}
 
 
 def _file_name(model: Location) -> str:

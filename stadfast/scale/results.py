@@ -71,10 +71,13 @@ def scores_bytes(rows: Sequence[Row], report: Report) -> bytes:
     return file.getvalue()
 
 
-def report_of(scores: bytes) -> Report:
-    """The report in the footer of a file of :func:`scores_bytes`."""
+def report_of(scores: bytes) -> Report | None:
+    """The report in the footer of a file of :func:`scores_bytes`; None if the file is damaged."""
     parquet = needed("pyarrow.parquet", "Parquet")
-    return Report(**json.loads(parquet.read_schema(io.BytesIO(scores)).metadata[b"stadfast"]))
+    try:
+        return Report(**json.loads(parquet.read_schema(io.BytesIO(scores)).metadata[b"stadfast"]))
+    except Exception:  # pyarrow's are of many kinds
+        return None
 
 
 class LabelledCounts:

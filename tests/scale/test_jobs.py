@@ -172,6 +172,25 @@ class TestWithParquet:
         score(model, source, tmp_path / "out", show_progress=False)
         assert len(self.rows(tmp_path / "out")) == 1
 
+    def test_resume_scores_damaged_parts_anew(self, model: Path, material: Path, tmp_path: Path) -> None:
+        samples = open_dataset(material).test
+        options: dict[str, Any] = {"part_size": 4, "show_progress": False}
+        wanted, _ = evaluate(model, samples, tmp_path, **options)
+        table = self.parquet.read_table(tmp_path)
+        (tmp_path / "part-000001.parquet").write_bytes(b"no table")
+        self.parquet.write_table(table.replace_schema_metadata(), tmp_path / "part-000003.parquet")
+        (tmp_path / "_state-000002.npz").unlink()
+        figures, summary = evaluate(model, samples, tmp_path, resume=True, **options)
+        assert (summary.done_before, summary.parts, figures) == (1, 4, wanted)
+        assert self.parquet.read_table(tmp_path).equals(table)
+        (tmp_path / "_state-000002.npz").write_bytes(b"no state")
+        with pytest.raises(StadfastError, match=r"_state-000002\.npz is damaged or gone"):
+            evaluate(model, samples, tmp_path, resume=True, **options)
+        for damage in (b"{", b"5"):
+            (tmp_path / "_plan.json").write_bytes(damage)
+            with pytest.raises(StadfastError, match=r"_plan\.json is damaged"):
+                score(model, samples, tmp_path, resume=True, **options)
+
     def test_resume_refuses_another_job(self, model: Path, archive: Path, tmp_path: Path) -> None:
         out = str(tmp_path)
         score(model, [str(archive / "day0")], out, part_size=30, show_progress=False)
