@@ -14,7 +14,7 @@ from ..metrics import Evaluation
 from .store import needed
 
 _COLUMNS = {
-    "path": "string", "score": "float32", "defective": "bool_", "error": "string", "label": "int8", "defect": "string",
+    "path": "string", "score": "float32", "defective": "bool_", "error": "string", "label": "int64", "defect": "string",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +23,14 @@ class Item(NamedTuple):
 
     Attributes:
         name: what the results call it.
-        image: its path or URL, or the file's contents.
+        image: its path or URL, or the file's contents; None: its row has none.
         label: 0 good, 1 defective, None unknown.
         defect: the kind of defect.
         mask: the ground truth's path, URL or contents.
     """
 
     name: str
-    image: str | bytes
+    image: str | bytes | None
     label: int | None = None
     defect: str | None = None
     mask: str | bytes | None = None
@@ -85,14 +85,14 @@ def plan(sources: Sources, part_size: int) -> Plan:
 
     Args:
         sources: one or several labelled samples; or paths and URLs of images, of folders of images, of Parquet files,
-            or of folders of these. A table has a column ``image`` (the files' contents, or a struct with ``bytes``),
-            or ``path`` (paths or URLs, relative ones to the table's folder), and where known ``label``, ``defect`` and
-            ``mask``.
+            or of folders of these. A table has a column ``image`` (the files' contents, or a struct with ``bytes``
+            or ``path``), or ``path`` (paths or URLs, relative ones to the table's folder), and where known ``label``
+            (integers or booleans), ``defect`` and ``mask``.
         part_size: images a part.
 
     Raises:
         UsageError: sources of another type.
-        DataError: nothing there, or a table without these columns.
+        DataError: nothing there, or a table without these columns, or with others' types.
     """
     tables: list[str] = []
     items: list[Item] = []
@@ -168,12 +168,53 @@ def _open(table: str) -> Any:
 
 def _row_count(table: str) -> int:
     with _open(table) as file:
-        names = file.schema_arrow.names
+        schema = file.schema_arrow
+        names = schema.names
         if _IMAGE not in names and _PATH not in names:
             raise DataError(
                 f"{table} has the columns {', '.join(names)}; wanted {_IMAGE} (contents of files) or {_PATH}"
             )
+        for name, (fits, wanted) in _kinds().items():
+            if name in names and not fits(kind := schema.types[names.index(name)]):
+                raise DataError(f"{table}: its column {name} is of type {kind}; wanted {wanted}")
         return file.metadata.num_rows
+
+
+def _kinds() -> dict[str, tuple[Callable[[Any], bool], str]]:
+    """By column: whether a type fits, and in words which would."""
+    arrow = needed("pyarrow", "a Parquet table")
+    types, null = arrow.types, arrow.null()
+
+    def plain(kind: Any) -> Any:  # such as pandas's categories
+        return kind.value_type if types.is_dictionary(kind) else kind
+
+    def is_text(kind: Any) -> bool:
+        kind = plain(kind)
+        return types.is_null(kind) or types.is_string(kind) or types.is_large_string(kind)
+
+    def is_contents(kind: Any) -> bool:
+        kind = plain(kind)
+        return types.is_null(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+
+    def is_image(kind: Any) -> bool:
+        if not types.is_struct(kind):
+            return is_contents(kind)
+        fields = {field.name: field.type for field in kind}
+        return (
+            bool(fields.keys() & {"bytes", "path"})
+            and is_contents(fields.get("bytes", null))
+            and is_text(fields.get("path", null))
+        )
+
+    def is_label(kind: Any) -> bool:
+        kind = plain(kind)
+        return types.is_null(kind) or types.is_integer(kind) or types.is_boolean(kind)
+
+    picture = "binary (contents of files), or a struct with bytes or path"
+    return {
+        _IMAGE: (is_image, picture), _PATH: (is_text, "string"), "label": (is_label, "integer (0 good, 1 defective)"),
+        "defect": (is_text, "string"), "mask": (lambda kind: is_text(kind) or is_image(kind), f"string, {picture}"),
+    }  # fmt: skip
 
 
 def _rows(table: str, start: int, count: int) -> Iterator[Item]:
@@ -197,11 +238,12 @@ def _rows(table: str, start: int, count: int) -> Iterator[Item]:
 
 
 def _item(record: dict[str, Any], table: str, number: int) -> Item:
-    image, path = _contents(record.get(_IMAGE)), record.get(_PATH)
-    label = record.get("label")
+    path, label = record.get(_PATH), record.get("label")
+    image = _contents(record.get(_IMAGE))
+    image = path if image is None else image
     return Item(
-        name=path or f"{table}#{number}",
-        image=image if image is not None else _beside(path or "", table),
+        name=path or (image if isinstance(image, str) else "") or f"{table}#{number}",
+        image=_beside(image, table),
         label=None if label is None else int(label),
         defect=record.get("defect"),
         mask=_beside(_contents(record.get("mask")), table),
@@ -209,22 +251,27 @@ def _item(record: dict[str, Any], table: str, number: int) -> Item:
 
 
 def _contents(cell: Any) -> Any:
-    return (
-        cell.get("bytes") if isinstance(cell, dict) else cell
-    )  # a struct, as Hugging Face's data sets have it
+    if not isinstance(cell, dict):
+        return cell
+    inside = cell.get("bytes")  # a struct, as Hugging Face's data sets have it
+    return cell.get("path") if inside is None else inside
 
 
 def _beside(location: Any, table: str) -> Any:
-    """A relative path means a file in the table's folder."""
+    """A relative path means a file in the table's folder, an empty one none."""
+    if location == "":
+        return None
     if not isinstance(location, str) or "://" in location or location.startswith("/"):
         return location
     return f"{table.rpartition('/')[0]}/{location}"
 
 
-def contents(image: str | bytes) -> bytes:
+def contents(image: str | bytes | None) -> bytes:
     """The file behind an item.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read. DataError: there is none.
     """
+    if image is None:
+        raise DataError("no image in this row")
     return image if isinstance(image, bytes) else read_bytes(image)

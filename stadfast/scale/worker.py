@@ -82,7 +82,7 @@ class _Image:
             missing = isinstance(error, FileNotFoundError)
             self.error = what + ("no such file" if missing else error.strerror or str(error))
 
-    def _contents(self, source: str | bytes) -> bytes:
+    def _contents(self, source: str | bytes | None) -> bytes:
         found = contents(source)
         self.bytes_read += len(found)
         return found

@@ -261,7 +261,8 @@ class TestWithParquet:
         good = str(material / "test/good/000.png")
         (tmp_path / "mask.png").write_bytes(b"no image")
         columns = {
-            "path": [good, good, good, "missing.png"], "label": [0, None, 1, 1], "mask": [None, None, "mask.png", None],
+            "path": [good, good, good, "missing.png", good, ""], "label": [0, None, 1, 1, 301, 0],
+            "mask": [None, None, "mask.png", None, None, None],
         }  # fmt: skip
         self.parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
         figures, summary = evaluate(
@@ -270,8 +271,10 @@ class TestWithParquet:
         assert [row["error"] for row in self.rows(tmp_path / "out")] == [
             None, "its label is None; wanted 0 (good) or 1 (defective)",
             "mask: not an image, or of a format that Pillow does not know", "no such file",
+            "its label is 301; wanted 0 (good) or 1 (defective)", "no image in this row",
         ]  # fmt: skip
-        assert (figures["n"]["images"], summary.broken) == (1, 3)
+        assert [row["label"] for row in self.rows(tmp_path / "out")] == columns["label"]
+        assert (figures["n"]["images"], summary.broken) == (1, 5)
 
     def test_an_archive_for_one_size(self, model: Path, archive: Path, tmp_path: Path) -> None:
         sf.export(sf.load(model), tmp_path / "fixed.pt", size=(64, 64))

@@ -8,7 +8,7 @@ import pytest
 
 from stadfast.data import Sample
 from stadfast.errors import DataError, UsageError
-from stadfast.scale.sources import plan
+from stadfast.scale.sources import contents, plan
 
 
 def test_parts_keep_the_order_and_hold_everything_once(archive: Path) -> None:
@@ -101,6 +101,39 @@ class TestTables:
     def test_other_columns(self, write) -> None:  # type: ignore[no-untyped-def]
         with pytest.raises(DataError, match=r"columns a; wanted image .* or path"):
             plan([write("t.parquet", a=[1])], 8)
+
+    @pytest.mark.parametrize(
+        ("column", "value", "words"),
+        [
+            ("label", "good", "label is of type string; wanted integer"),
+            ("label", 0.5, "label is of type double; wanted integer"),
+            ("defect", 3, "defect is of type int64; wanted string"),
+            ("path", 3, "path is of type int64; wanted string"),
+            ("image", 3, "image is of type int64; wanted binary"),
+            ("image", {"pixels": 3}, "image is of type struct.*; wanted binary"),
+            ("mask", {"bytes": 3}, "mask is of type struct.*; wanted string, binary"),
+        ],
+    )
+    def test_columns_of_another_type(self, write, column: str, value: object, words: str) -> None:  # type: ignore[no-untyped-def]
+        columns = {"path": ["x.png"], column: [value]}
+        with pytest.raises(DataError, match=rf"t\.parquet: its column {words}"):
+            plan([write("t.parquet", **columns)], 8)
+
+    def test_rows_in_other_forms(self, write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        arrow = pytest.importorskip("pyarrow")
+        images = [{"bytes": None, "path": "x.png"}, {"bytes": None, "path": None}, None]
+        kinds = arrow.array(["hole", None, "hole"]).dictionary_encode()
+        table = write(
+            "t.parquet", image=images, defect=kinds, label=[True, False, None], mask=["", None, "m.png"]
+        )
+        items = list(plan([table], 8).parts[0].read())
+        assert [item.image for item in items] == [f"{tmp_path}/x.png", None, None]
+        assert [item.name for item in items] == ["x.png", f"{table}#1", f"{table}#2"]
+        assert [item.label for item in items] == [1, 0, None]
+        assert [item.defect for item in items] == ["hole", None, "hole"]
+        assert [item.mask for item in items] == [None, None, f"{tmp_path}/m.png"]
+        with pytest.raises(DataError, match="no image in this row"):
+            contents(items[1].image)
 
     def test_no_parquet(self, tmp_path: Path) -> None:
         pytest.importorskip("pyarrow")
