@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import stadfast as sf
 from stadfast.cli import _guard, app
 from stadfast.cli._output import picture_names, plain
+from stadfast.data import write_material
 from stadfast.errors import DataError, UsageError
 
 runner = CliRunner()
@@ -342,17 +343,34 @@ def test_demo_goes_the_whole_way(tmp_path, monkeypatch):
     from stadfast.cli import demo
 
     monkeypatch.setattr(demo, "QUICK", demo.Plan(8, 2, 1, epochs=1, web_seconds=2, web_defects=2))
+    write_material(tmp_path / "material", "woven", (64, 64), train=9, test_good=3, test_per_defect=2)
+    (tmp_path / "heatmaps" / "hole").mkdir(parents=True)
+    (tmp_path / "heatmaps" / "hole" / "001.png.png").write_bytes(b"an earlier demo's")
     result = run("demo", "--quick", "--output", tmp_path)
     assert result.exit_code == 0, result.output
     assert "plain PyTorch" in result.stdout
     assert {"material", "model.safetensors", "figures.json"} <= {path.name for path in tmp_path.iterdir()}
     assert len(list((tmp_path / "heatmaps").rglob("*.png"))) == 5
+    assert len(list((tmp_path / "material" / "train").rglob("*.png"))) == 8
+    assert len(list((tmp_path / "material" / "test").rglob("*.png"))) == 7
     assert "Generated woven material" in (tmp_path / "report.html").read_text()
     assert re.search(r"^all +\d +\d ", result.stdout, re.MULTILINE)
     figures = json.loads((tmp_path / "stream.json").read_text())
     assert figures["lines"] + figures["lines_lost"] == 2000
     assert figures["injected"] == 2
     assert (tmp_path / "stream.png").exists()
+
+
+@pytest.mark.parametrize("name", ["material/train/good/web.png", "heatmaps/notes.txt"])
+def test_demo_leaves_other_peoples_files_alone(tmp_path, name):
+    write_material(tmp_path / "material", "woven", (32, 32), train=1, test_good=0, test_per_defect=0)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"mine")
+    result = run("demo", "--quick", "--output", tmp_path)
+    assert result.exit_code == 2
+    assert f"{name} is not of an earlier demo; wanted another folder" in result.stderr
+    assert (tmp_path / name).read_bytes() == b"mine"
+    assert len(list((tmp_path / "material/train/good").glob("0*.png"))) == 1
 
 
 def test_json_has_no_nan():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from .. import STPM, ops
 from ..data import MVTecLayout, read_image, to_float, write_material
+from ..data.synthetic import DEFECTS
+from ..errors import UsageError
 from ..methods import Detector
 from ..report import Record, write_overview, write_report
 from ._guard import say
@@ -48,8 +51,12 @@ def demo(output: Path, *, quick: bool) -> None:
     """Write the material, the model, ``figures.json``, ``overview.png``, heat maps and ``report.html`` to a folder.
 
     Then inspect a web of the same material: ``stream.json``, ``stream.png``, ``events.jsonl`` and ``defects``.
+
+    Raises:
+        UsageError: the folder's material or heat maps are not an earlier demo's.
     """
     start = time.monotonic()
+    _clear(output)
     say("generating a woven material with slubs, scratches, stains and holes")
     plan = QUICK if quick else FULL
     folder = output / "material"
@@ -87,6 +94,25 @@ def demo(output: Path, *, quick: bool) -> None:
         f"the web's defects: {output / 'stream.png'}, {output / 'events.jsonl'}, {output / 'defects'}"
     )
     say(f"done in {time.monotonic() - start:.0f} s")
+
+
+def _clear(output: Path) -> None:
+    """Remove an earlier demo's images, which may be more than this one's, and would be learned from."""
+    kinds = "|".join(DEFECTS["woven"])
+    names = {
+        "material": rf"(train/good|test/(good|{kinds}))/\d+\.png|ground_truth/({kinds})/\d+_mask\.png",
+        "heatmaps": rf"(good|{kinds})/\d+\.png\.png",
+    }
+    old = []
+    for name, ours in names.items():
+        found = (output / name).rglob("*")
+        files = [path for path in found if not (path.is_dir() or path.name.startswith("."))]
+        for path in files:
+            if not re.fullmatch(ours, path.relative_to(output / name).as_posix()):
+                raise UsageError(f"--output: {path} is not of an earlier demo; wanted another folder")
+        old += files
+    for path in old:
+        path.unlink()
 
 
 def _write_heatmaps(folder: Path, records: Sequence[Record], threshold: float) -> None:
