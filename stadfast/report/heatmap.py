@@ -34,13 +34,18 @@ def scale_position(values: Any, threshold: float, decades: float = DECADES) -> n
     Returns:
         float64 array of the same shape; 0.5 is the threshold.
     """
-    if not (math.isfinite(threshold) and threshold > 0):
-        raise UsageError(f"threshold must be a positive number, as the scale is logarithmic; got {threshold}")
+    check_threshold(threshold)
     if not decades > 0:
         raise UsageError(f"decades must be positive, got {decades}")
     ratio = np.asarray(torch.as_tensor(values).detach().cpu().double()) / threshold
     ratio = np.nan_to_num(ratio, nan=0.0, posinf=np.inf)
     return np.clip(0.5 + np.log10(np.maximum(ratio, 10.0 ** (-2 * decades))) / (2 * decades), 0.0, 1.0)
+
+
+def check_threshold(threshold: float, name: str = "threshold") -> None:
+    """Raise a UsageError unless the threshold has a logarithm."""
+    if not (math.isfinite(threshold) and threshold > 0):
+        raise UsageError(f"{name} must be a positive number, as the scale is logarithmic; got {threshold}")
 
 
 def heatmap(map: Any, threshold: float, *, decades: float = DECADES) -> np.ndarray:

@@ -17,7 +17,7 @@ from .._files import atomic_write
 from ..errors import UsageError
 from . import figures
 from .embed import data_uri, jpeg, png, shrink
-from .heatmap import DECADES, MASK_COLOUR, colour_bar, draw_contour, overlay
+from .heatmap import DECADES, MASK_COLOUR, check_threshold, colour_bar, draw_contour, overlay
 from .records import Record, choose_examples
 
 
@@ -41,13 +41,15 @@ def write_report(
         warnings: shown at the top, one paragraph each.
 
     Raises:
-        UsageError: there are no records, or the evaluation has no threshold.
+        UsageError: there are no records, or the evaluation has no threshold, or one that is not positive.
         StadfastError: the file cannot be written.
     """
     if not records:
         raise UsageError("records must hold at least one evaluated image, got none")
     if "threshold" not in evaluation:
         raise UsageError("evaluation must hold the detector's 'threshold'")
+    for name in ("threshold", "pixel_threshold"):
+        check_threshold(float(evaluation.get(name, evaluation["threshold"])), name)
     text = _template().render(_context(evaluation, records, detector_info, title, warnings))
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -84,6 +86,7 @@ def _context(
         "tiles": _tiles(evaluation, good, bad, threshold),
         "warnings": [*warnings, *evaluation.get("notes", []), *_own_warnings(good, bad)],
         "curves": _curves(evaluation, records, threshold),
+        "limit": _limits(evaluation)[0],
         "rows": _type_rows(evaluation, good, bad, threshold),
         "sections": _sections(records, threshold, float(evaluation.get("pixel_threshold", threshold))),
         "scale": {
@@ -108,6 +111,7 @@ def _tiles(
     evaluation: Mapping[str, Any], good: Sequence[Record], bad: Sequence[Record], threshold: float
 ) -> list[dict[str, str]]:
     image, pixel, aupro = (evaluation.get(key, {}) for key in ("image", "pixel", "aupro"))
+    limit, *others = _limits(evaluation)
     found = sum(record.score > threshold for record in bad)
     alarms = sum(record.score > threshold for record in good)
     return [
@@ -116,12 +120,18 @@ def _tiles(
         {"name": "Image AUROC", "value": figure(image.get("auroc")), "note": f"AP {figure(image.get('ap'))}"},
         {"name": "Pixel AUROC", "value": figure(pixel.get("auroc")), "note": f"AP {figure(pixel.get('ap'))}"},
         {
-            "name": "AUPRO@0.3",
-            "value": figure(aupro.get("0.3")),
-            "note": f"@0.05 {figure(aupro['0.05'])}" if "0.05" in aupro else "regions weigh the same",
+            "name": f"AUPRO@{limit}",
+            "value": figure(aupro.get(limit)),
+            "note": ", ".join(f"@{other} {figure(aupro[other])}" for other in others)
+            or "regions weigh the same",
         },
         {"name": "Image F1-max", "value": figure(image.get("f1_max")), "note": "at the best threshold"},
     ]
+
+
+def _limits(evaluation: Mapping[str, Any]) -> list[str]:
+    """AUPRO's limits, the first of which is the one of the curve and of the defect types."""
+    return list(evaluation.get("aupro", {})) or ["0.3"]
 
 
 def _own_warnings(good: Sequence[Record], bad: Sequence[Record]) -> list[str]:
@@ -156,8 +166,9 @@ def _curves(
         note = "How many defects are found (up) for how many false alarms (right)."
         curves.append(_curve("ROC curve", figures.roc_svg(image_roc, pixel_roc), note))
     if pro:
-        note = "Share of each defect's area found; all defects weigh the same. Shaded: AUPRO@0.3."
-        curves.append(_curve("PRO curve", figures.pro_svg(pro), note))
+        limit = _limits(evaluation)[0]
+        note = f"Share of each defect's area found; all defects weigh the same. Shaded: AUPRO@{limit}."
+        curves.append(_curve("PRO curve", figures.pro_svg(pro, float(limit)), note))
     histogram = figures.histogram_svg(scores.tolist(), labels.tolist(), threshold)
     curves.append(_curve("Image scores", histogram, "Right of the threshold, an image is called defective."))
     return curves

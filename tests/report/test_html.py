@@ -32,10 +32,10 @@ def make_records(folder, count=12, size=(24, 32), name="{}.png"):
     return records
 
 
-def evaluate(records):
+def evaluate(records, **options):
     evaluation = metrics.evaluate(
         [r.map for r in records], [r.mask for r in records], [r.label for r in records], None,
-        [r.defect for r in records],
+        [r.defect for r in records], **options,
     )  # fmt: skip
     return evaluation | {"threshold": THRESHOLD}
 
@@ -126,6 +126,20 @@ def test_missing_arguments_are_named(tmp_path, records):
         write_report(tmp_path / "r.html", evaluate(records), [], INFO)
     with pytest.raises(UsageError, match="threshold"):
         write_report(tmp_path / "r.html", {}, records, INFO)
+
+
+@pytest.mark.parametrize("name", ["threshold", "pixel_threshold"])
+@pytest.mark.parametrize("threshold", [0, -1.0, float("nan"), float("inf")])
+def test_a_threshold_without_a_logarithm_is_refused(tmp_path, records, name, threshold):
+    with pytest.raises(UsageError, match=f"^{name} must be a positive number"):
+        write_report(tmp_path / "r.html", evaluate(records) | {name: threshold}, records, INFO)
+
+
+def test_the_limit_is_the_evaluations(tmp_path, records):
+    write_report(tmp_path / "r.html", evaluate(records, limits=[0.1]), records, INFO)
+    text = (tmp_path / "r.html").read_text()
+    assert re.search(r'AUPRO@0\.1</div><div class="value">\d\.\d{4}<', text)
+    assert text.count("AUPRO@") == text.count("AUPRO@0.1") == 3  # beside the figure, the curve and the types
 
 
 def test_examples_are_the_worst_the_borderline_and_the_clearest(tmp_path):
