@@ -21,6 +21,7 @@ from ..errors import UsageError
 DECADES = 1.0  # the scale runs from threshold / 10 to threshold * 10
 MASK_COLOUR = (0, 230, 118)
 PREDICTION_COLOUR = (255, 255, 255)
+_SLACK = 1e-3  # above 1, of whoever has rounded or resized
 
 
 def scale_position(values: Any, threshold: float, decades: float = DECADES) -> np.ndarray:
@@ -67,7 +68,7 @@ def overlay(
     The image is shown in grey so that colour always means anomaly, and shines through where the map is low.
 
     Args:
-        image: (3, H, W) tensor or (H, W, 3) array; uint8, or floating point in [0, 1].
+        image: (3, H, W) tensor or (H, W, 3) array; uint8, uint16, or floating point in [0, 1].
         map: (h, w) anomaly map of the whole image; brought to (H, W) bilinearly.
         threshold: the detector's decision threshold.
         mask: (h, w) ground truth, drawn as a green contour.
@@ -76,6 +77,9 @@ def overlay(
 
     Returns:
         uint8 (H, W, 3), RGB.
+
+    Raises:
+        UsageError: an image or a map of another shape, an image of other values, a threshold that is not positive.
     """
     picture = rgb(image)
     height, width = picture.shape[:2]
@@ -112,14 +116,20 @@ def colour_bar(width: int = 256, height: int = 1) -> np.ndarray:
 
 
 def rgb(image: Any) -> np.ndarray:
-    """An image as uint8 (H, W, 3): from a (3, H, W) tensor or (H, W, 3) array, uint8 or float in [0, 1]."""
+    """An image as uint8 (H, W, 3): from a (3, H, W) tensor or (H, W, 3) array, uint8, uint16 or float in [0, 1]."""
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3:
         raise UsageError(f"image must be (3, H, W) as a tensor or (H, W, 3) as an array, got {image.shape}")
+    if image.dtype == np.uint16:
+        image = image / 65535
     if image.dtype != np.uint8:
+        if image.dtype.kind not in "fb" or image.max(initial=0) > 1 + _SLACK:
+            raise UsageError(
+                f"image must be uint8, uint16 or floating point in [0, 1], got {image.dtype} up to {image.max():g}"
+            )
         image = np.rint(np.clip(image, 0.0, 1.0) * 255).astype(np.uint8)
     return image
 

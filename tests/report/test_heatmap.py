@@ -53,6 +53,24 @@ def test_overlay_of_an_array_equals_that_of_a_tensor():
     assert (overlay(image, values, 0.5) == overlay(image.permute(1, 2, 0).numpy(), values.numpy(), 0.5)).all()
 
 
+def test_an_image_of_16_bits_is_that_of_8():
+    image = torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8)
+    finer = (image.to(torch.int32) * 257).to(torch.uint16)
+    values = torch.rand(16, 24)
+    for same in (finer, finer.permute(1, 2, 0).numpy()):
+        assert (overlay(same, values, 0.5) == overlay(image, values, 0.5)).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [(torch.int64, "int64 up to 200"), (torch.float32, "float32 up to 200")]
+)
+def test_images_of_other_values_are_refused(dtype, words):
+    with pytest.raises(
+        UsageError, match=rf"image must be uint8, uint16 or floating point in \[0, 1\], got {words}"
+    ):
+        overlay(torch.full((3, 4, 4), 200, dtype=dtype), torch.ones(4, 4), 1.0)
+
+
 def test_contours_lie_just_outside_the_region():
     picture = np.zeros((20, 20, 3), np.uint8)
     mask = torch.zeros(20, 20)
