@@ -17,7 +17,7 @@ from ..scale import evaluate as evaluate_job
 from ..scale import score as score_job
 from ..scale.store import needed
 from ._guard import printable, say
-from ._output import write_json
+from ._output import check_writable, write_json
 from .evaluate import print_figures
 
 
@@ -34,6 +34,7 @@ def check_engine(engine: str, output: str | None, resume: bool) -> None:
 
 def score(model: Path, paths: Sequence[str], output: str, *, json: str | None, **options: Any) -> None:
     """Write the scores, and print what came of the job."""
+    check_writable("--json", json)
     summary = score_job(model, paths, output, **_for_job(options))
     _tell(summary, quiet=json == "-")
     if json is not None:
@@ -42,6 +43,7 @@ def score(model: Path, paths: Sequence[str], output: str, *, json: str | None, *
 
 def evaluate(model: Path, data: str, output: str, *, json: str | None, **options: Any) -> None:
     """Write the scores of labelled images, and print the figures."""
+    check_writable("--json", json)
     samples, left_out = _unseen(model, data)
     figures, summary = evaluate_job(model, samples, output, **_for_job(options))
     if left_out:

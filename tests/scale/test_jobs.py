@@ -94,6 +94,17 @@ def test_options_that_go_together() -> None:
         check_engine("local", None, True)
 
 
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+def test_json_that_cannot_be_written_is_found_first(
+    command: str, model: Path, material: Path, tmp_path: Path
+) -> None:
+    arguments = [command, model, material, "--output", tmp_path / "out", "--json", tmp_path]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 2
+    assert f"--json: {tmp_path} is a folder; wanted the name of a file" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 class TestWithParquet:
     """What is written."""
 
