@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .._progress import progress
@@ -19,7 +17,7 @@ from .engines import ENGINES, Cluster, run_here, run_on_ray
 from .results import LabelledCounts, Report, report_of, scores_file, state_file
 from .sources import Location, Plan, Sources, plan
 from .store import Store, needed, read_bytes
-from .worker import Job
+from .worker import Job, model_file
 
 PART_SIZE = 512
 _PLAN = "_plan.json"
@@ -107,7 +105,7 @@ def score(
     needed("pyarrow.parquet", "--output")
     began = time.perf_counter()
     name, contents = _file_name(model), _contents(model)
-    header = _header(name, contents)  # a damaged one is found before anything starts
+    header = _header(model, contents)  # a damaged one is found before anything starts
     if header.get("training", {}).get("native_scale") and not resize:
         raise UsageError(
             f"{os.fspath(model)} was fitted at native scale, and the workers of --output resize the images, to which "
@@ -163,7 +161,7 @@ def evaluate(
             raise StadfastError(
                 f"{store.location}/{state_file(number)} is damaged or gone: without it, --resume scores its part anew"
             ) from error
-    return counts.figures(_header(_file_name(model), _contents(model))), summary
+    return counts.figures(_header(model, _contents(model))), summary
 
 
 def _check(engine: str, **numbers: int) -> None:
@@ -245,13 +243,11 @@ def _contents(model: Location) -> bytes:
         raise BundleError(f"{os.fspath(model)}: {error.strerror or error}") from error
 
 
-def _header(name: str, contents: bytes) -> dict[str, Any]:
+def _header(model: Location, contents: bytes) -> dict[str, Any]:
     """The bundle's or the archive's word on thresholds and notes."""
     from ..methods.bundle import is_bundle, read_tensors
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        path.write_bytes(contents)
+    with model_file(_file_name(model), contents, os.fspath(model)) as path:
         return read_tensors(path)[1] if is_bundle(path) else read_metadata(path)
 
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data import UnreadableImageError, read_image, read_mask, resize_mask
-from ..errors import DataError
+from ..errors import DataError, StadfastError
 from ..methods.graph import Prediction
 from ..report import overlay
 from ..runtime import Scorer
@@ -88,6 +89,19 @@ class _Image:
         return found
 
 
+@contextmanager
+def model_file(name: str, contents: bytes, called: str) -> Iterator[Path]:
+    """A model as a file of that name, for a time; errors that name the file name what the model is ``called``."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(contents)
+        try:
+            yield path
+        except StadfastError as error:
+            error.args = tuple(str(part).replace(str(path), called) for part in error.args)
+            raise
+
+
 class PartScorer:
     """Scores parts. What becomes of a part depends on the part and the job alone, not on who scores it or when:
     the batches are always the same, so that a repeated part is written with the same bits.
@@ -95,9 +109,7 @@ class PartScorer:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        with tempfile.TemporaryDirectory() as folder:
-            model = Path(folder) / job.model_name
-            model.write_bytes(job.model)
+        with model_file(job.model_name, job.model, job.model_name) as model:
             self.scorer = Scorer(
                 model,
                 device=job.device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -299,9 +300,10 @@ class TestWithParquet:
     def test_no_model(self, archive: Path, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match=r"nothing\.pt"):
             score(tmp_path / "nothing.pt", [str(archive)], str(tmp_path / "out"))
-        (tmp_path / "damaged.safetensors").write_bytes(b"no model")
-        with pytest.raises(BundleError, match=r"damaged\.safetensors"):
-            score(tmp_path / "damaged.safetensors", [str(archive)], str(tmp_path / "out"))
+        for damaged in (tmp_path / "damaged.safetensors", archive / "day0/broken.png"):
+            damaged.write_bytes(b"no image")
+            with pytest.raises(BundleError, match=f"^{re.escape(str(damaged))}"):
+                score(damaged, [str(archive)], str(tmp_path / "out"))
         assert not (tmp_path / "out").exists()
         with pytest.raises(UsageError, match="wanted one file"):
             score(tmp_path / "model.xml", [str(archive)], str(tmp_path / "out"))
