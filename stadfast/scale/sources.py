@@ -208,7 +208,10 @@ def _kinds() -> dict[str, tuple[Callable[[Any], bool], str]]:
 
     def is_label(kind: Any) -> bool:
         kind = plain(kind)
-        return types.is_null(kind) or types.is_integer(kind) or types.is_boolean(kind)
+        whole = types.is_integer(kind) or types.is_floating(
+            kind
+        )  # pandas' labels are floats where one is missing
+        return types.is_null(kind) or types.is_boolean(kind) or whole
 
     picture = "binary (contents of files), or a struct with bytes or path"
     return {
@@ -244,10 +247,18 @@ def _item(record: dict[str, Any], table: str, number: int) -> Item:
     return Item(
         name=path or (image if isinstance(image, str) else "") or f"{table}#{number}",
         image=_beside(image, table),
-        label=None if label is None else int(label),
+        label=None if label is None or label != label else _whole(label, table),
         defect=record.get("defect"),
         mask=_beside(_contents(record.get("mask")), table),
     )
+
+
+def _whole(label: Any, table: str) -> int:
+    if label != label // 1:
+        raise DataError(
+            f"{table}: its column label has {label!r}; wanted whole numbers (0 good, 1 defective)"
+        )
+    return int(label)
 
 
 def _contents(cell: Any) -> Any:

@@ -106,7 +106,6 @@ class TestTables:
         ("column", "value", "words"),
         [
             ("label", "good", "label is of type string; wanted integer"),
-            ("label", 0.5, "label is of type double; wanted integer"),
             ("defect", 3, "defect is of type int64; wanted string"),
             ("path", 3, "path is of type int64; wanted string"),
             ("image", 3, "image is of type int64; wanted binary"),
@@ -118,6 +117,13 @@ class TestTables:
         columns = {"path": ["x.png"], column: [value]}
         with pytest.raises(DataError, match=rf"t\.parquet: its column {words}"):
             plan([write("t.parquet", **columns)], 8)
+
+    def test_labels_of_pandas(self, write) -> None:  # type: ignore[no-untyped-def]
+        table = write("t.parquet", path=["a.png", "b.png", "c.png"], label=[1.0, float("nan"), None])
+        assert [item.label for item in plan([table], 8).parts[0].read()] == [1, None, None]
+        table = write("t.parquet", path=["a.png"], label=[0.5])
+        with pytest.raises(DataError, match=r"t\.parquet: its column label has 0\.5"):
+            list(plan([table], 8).parts[0].read())
 
     def test_rows_in_other_forms(self, write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         arrow = pytest.importorskip("pyarrow")
