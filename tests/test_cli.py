@@ -104,6 +104,9 @@ def test_help_names_every_method():
         ("fit d -o m --image-size big", "--image-size: expected a number, or HxW"),
         ("export m -o a.pt --size big", "--size: expected a number, or HxW"),
         ("fit d -o m --set variant", "--set: expected NAME=VALUE, such as variant=paper"),
+        ("fit d -o m --set seed=1", "--set seed: this argument has its own option, --seed"),
+        ("score m d -o s --skip-broken", "--skip-broken does not go with --output"),
+        ("evaluate m d -o s --native-scale", "--native-scale does not go with --output"),
         ("stream m genicam:x.cti --feature Gain", "--feature: expected NAME=VALUE, such as ExposureTime=200"),
     ],
 )

@@ -174,7 +174,7 @@ def score(
             device=device, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale,
         )  # fmt: skip
         return
-    _check_no_native_scale(native_scale)
+    _check_for_job(native_scale, skip_broken)
     run_job(
         model, paths, output, json=json, heatmaps=heatmaps, device=device, batch_size=batch_size, resume=resume,
         part_size=part_size, engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus,
@@ -245,7 +245,7 @@ def evaluate(
     if output is not None:
         if report is not None:
             raise typer.BadParameter("--report needs all maps, which --output does not keep: leave one out")
-        _check_no_native_scale(native_scale)
+        _check_for_job(native_scale, skip_broken)
         run_job(
             model, data, output, json=json, device=device, batch_size=batch_size, resume=resume, part_size=part_size,
             engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus, resize=native_scale is False,
@@ -263,9 +263,13 @@ def evaluate(
     )
 
 
-def _check_no_native_scale(native_scale: bool | None) -> None:
+def _check_for_job(native_scale: bool | None, skip_broken: bool) -> None:
     if native_scale:
         raise typer.BadParameter("--native-scale does not go with --output, whose workers resize the images")
+    if skip_broken:
+        raise typer.BadParameter(
+            "--skip-broken does not go with --output, which keeps unreadable images with an error"
+        )
 
 
 def export(
