@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -34,3 +35,22 @@ Actors = Annotated[int | None, typer.Option(min=1, help="With Ray: how many; def
 Cpus = Annotated[int, typer.Option(min=1, help="With Ray: cores of each actor.")]
 Gpus = Annotated[float | None, typer.Option(min=0, help="With Ray: GPUs of each actor, such as 0.25.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+FOR_JOBS = ("resume", "part_size", "engine", "address", "actors", "cpus", "gpus")  # go with --output
+FOR_RAY = ("address", "actors", "cpus", "gpus")  # go with --engine ray
+
+
+def refuse(context: typer.Context, names: Iterable[str], reason: str) -> None:
+    """Refuse options that would have no effect, if they were given.
+
+    Args:
+        context: of the command.
+        names: of its parameters.
+        reason: what is wrong, such as "goes with --output".
+
+    Raises:
+        BadParameter: names the first of them.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} {reason}")

@@ -10,6 +10,8 @@ import typer
 from .. import __version__
 from ._guard import guarded
 from ._options import (
+    FOR_JOBS,
+    FOR_RAY,
     Actors,
     Address,
     BatchSize,
@@ -26,6 +28,7 @@ from ._options import (
     PartSize,
     ResumeJob,
     SkipBroken,
+    refuse,
 )
 from .linescan import stream, watch
 
@@ -136,6 +139,7 @@ def fit(
 
 
 def score(
+    context: typer.Context,
     model: Model,
     paths: Annotated[
         list[str],
@@ -163,18 +167,17 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Score images, and say which are defective. A line each, or a whole archive to Parquet files (--output)."""
-    from .scale import check_engine
     from .scale import score as run_job
     from .score import score as run
 
-    check_engine(engine, output, resume)
     if output is None:
+        refuse(context, FOR_JOBS, "goes with --output, the folder or URL that the scores are written to")
         run(
             model, list(map(Path, paths)), json=json, heatmaps=None if heatmaps is None else Path(heatmaps),
             device=device, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale,
         )  # fmt: skip
         return
-    _check_for_job(native_scale, skip_broken)
+    _check_for_job(context, engine, native_scale, skip_broken)
     run_job(
         model, paths, output, json=json, heatmaps=heatmaps, device=device, batch_size=batch_size, resume=resume,
         part_size=part_size, engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus,
@@ -183,6 +186,7 @@ def score(
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL", help="A detector that fit has saved.")
     ] = None,
@@ -225,32 +229,27 @@ def evaluate(
     """Measure a detector on labelled test images. Or anybody's anomaly maps, with --maps and --masks."""
     from .evaluate import evaluate as run
     from .evaluate import evaluate_maps
-    from .scale import check_engine
     from .scale import evaluate as run_job
 
-    check_engine(engine, output, resume)
     if maps is not None or masks is not None:
         if maps is None or masks is None or model is not None:
             raise typer.BadParameter("--maps and --masks go together, and without MODEL and DATA")
-        if report is not None or output is not None or skip_broken or native_scale is not None:
-            raise typer.BadParameter(
-                "--report, --output, --skip-broken and --native-scale are for MODEL and DATA"
-            )
+        others = ("report", "output", "device", "batch_size", "skip_broken", "native_scale", *FOR_JOBS)
+        refuse(context, others, "is for MODEL and DATA, not for --maps and --masks")
         evaluate_maps(maps, masks, resize=resize, streaming=streaming, json=json)
         return
     if model is None or data is None:
         raise typer.BadParameter("wanted MODEL and DATA, or --maps and --masks")
-    if resize is not None or streaming:
-        raise typer.BadParameter("--resize and --streaming are for --maps and --masks")
+    refuse(context, ("resize", "streaming"), "is for --maps and --masks")
     if output is not None:
-        if report is not None:
-            raise typer.BadParameter("--report needs all maps, which --output does not keep: leave one out")
-        _check_for_job(native_scale, skip_broken)
+        refuse(context, ["report"], "needs all maps, which --output does not keep: leave one out")
+        _check_for_job(context, engine, native_scale, skip_broken)
         run_job(
             model, data, output, json=json, device=device, batch_size=batch_size, resume=resume, part_size=part_size,
             engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus, resize=native_scale is False,
         )  # fmt: skip
         return
+    refuse(context, FOR_JOBS, "goes with --output, the folder or URL that the scores are written to")
     run(
         model,
         Path(data),
@@ -263,7 +262,12 @@ def evaluate(
     )
 
 
-def _check_for_job(native_scale: bool | None, skip_broken: bool) -> None:
+def _check_for_job(context: typer.Context, engine: str, native_scale: bool | None, skip_broken: bool) -> None:
+    from .scale import check_engine
+
+    check_engine(engine)
+    if engine != "ray":
+        refuse(context, FOR_RAY, "goes with --engine ray")
     if native_scale:
         raise typer.BadParameter("--native-scale does not go with --output, whose workers resize the images")
     if skip_broken:

@@ -21,15 +21,12 @@ from ._output import check_writable, write_json
 from .evaluate import print_figures
 
 
-def check_engine(engine: str, output: str | None, resume: bool) -> None:
-    """Options that go together, and what has to be installed."""
+def check_engine(engine: str) -> None:
+    """Whether it is known, and installed."""
     if engine not in ENGINES:
         raise UsageError(f"--engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     if engine == "ray":
         needed("ray", "--engine ray")
-    if output is None and (engine == "ray" or resume):
-        option = "--resume" if resume else "--engine ray"
-        raise UsageError(f"{option} goes with --output, the folder or URL that the scores are written to")
 
 
 def score(model: Path, paths: Sequence[str], output: str, *, json: str | None, **options: Any) -> None:

@@ -166,7 +166,7 @@ def _checked(path: Path, metadata: Any) -> dict[str, Any]:
             f"{path} has archive format {metadata['format']}; this stadfast reads up to {ARCHIVE_FORMAT}: "
             "upgrade stadfast"
         )
-    missing = (_FITS.keys() - {"aot"}) - metadata.keys()
+    missing = (_FITS.keys() - _OPTIONAL) - metadata.keys()
     if missing:
         raise BundleError(f"{path} is damaged: its {MEMBER} has no {', '.join(sorted(missing))}")
     for name, fits in _FITS.items():
@@ -192,7 +192,9 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "precision": lambda value: value in ("fp32", "bf16", "fp16"),
     "portable": lambda value: isinstance(value, bool),
     "aot": lambda value: isinstance(value, bool),
+    "native_scale": lambda value: isinstance(value, bool),
 }
+_OPTIONAL = {"aot", "native_scale"}  # earlier versions did not write them
 
 
 def _first_line(error: Exception) -> str:

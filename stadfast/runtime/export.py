@@ -163,6 +163,7 @@ def describe(
         "image_size": None if image_size is None else list(image_size),
         "precision": precision,
         "portable": portable,
+        "native_scale": detector.native_scale_,
         "outputs": list(OUTPUTS),
         "notes": list(detector.notes_),
         "versions": {"stadfast": __version__, "torch": torch.__version__},

@@ -84,6 +84,8 @@ class Scorer:
             torch.set_num_threads(threads)
         with deterministic_algorithms(deterministic):  # some operators are recorded as others
             module, self.metadata, kind = open_recorded(source)
+        if self.metadata.get("native_scale"):
+            logger.warning("%s was fitted at native scale; a Scorer resizes images all the same", source)
         self.method: str = self.metadata["method"]
         self.threshold: float = self.metadata["threshold"]
         self.pixel_threshold: float = self.metadata["pixel_threshold"]
@@ -233,10 +235,7 @@ def open_recorded(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[
     if is_bundle(source):
         from ..methods import load
 
-        detector = load(source, device="cpu")
-        if detector.native_scale_:
-            logger.warning("%s was fitted at native scale; a Scorer resizes images all the same", source)
-        return open_recorded(detector)
+        return open_recorded(load(source, device="cpu"))
     metadata = read_metadata(source)
     if metadata.get("aot"):
         raise BundleError(

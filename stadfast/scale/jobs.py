@@ -106,7 +106,7 @@ def score(
     began = time.perf_counter()
     name, contents = _file_name(model), _contents(model)
     header = _header(model, contents)  # a damaged one is found before anything starts
-    if header.get("training", {}).get("native_scale") and not resize:
+    if header.get("training", header).get("native_scale") and not resize:  # a bundle's, or an archive's
         raise UsageError(
             f"{os.fspath(model)} was fitted at native scale, and the workers of --output resize the images, to which "
             "its threshold does not apply: leave out --output, or resize all the same (--resize-images, resize=True)"

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import stadfast as sf
 from stadfast import metrics
 from stadfast.backbones import create_backbone
 from stadfast.cli import app
-from stadfast.cli.scale import check_engine
 from stadfast.data import open_dataset, read_image, read_mask, resize_mask
 from stadfast.errors import BundleError, StadfastError, UsageError
 from stadfast.scale import Cluster, evaluate, score
@@ -80,7 +80,7 @@ HIDE_RAY = (
 
 @pytest.mark.parametrize("command", ["score", "evaluate"])
 def test_without_ray_one_line_says_how_to_install_it(command: str, model: Path, material: Path) -> None:
-    arguments = [command, str(model), str(material), "--engine", "ray"]
+    arguments = [command, str(model), str(material), "--output", "out", "--engine", "ray"]
     run = subprocess.run([sys.executable, "-c", HIDE_RAY, *arguments], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr == (
@@ -88,11 +88,27 @@ def test_without_ray_one_line_says_how_to_install_it(command: str, model: Path, 
     )
 
 
-def test_options_that_go_together() -> None:
-    with pytest.raises(UsageError, match="--engine: expected one of local, ray, got 'spark'"):
-        check_engine("spark", None, False)
-    with pytest.raises(UsageError, match="--resume goes with --output"):
-        check_engine("local", None, True)
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("score {} x.png --resume", "--resume goes with --output"),
+        ("score {} x.png --part-size 9", "--part-size goes with --output"),
+        ("score {} x.png --engine ray", "--engine goes with --output"),
+        ("evaluate {} data --actors 2", "--actors goes with --output"),
+        ("score {} x.png -o out --engine spark", "--engine: expected one of local, ray, got 'spark'"),
+        ("score {} x.png -o out --cpus 2", "--cpus goes with --engine ray"),
+        ("evaluate {} data -o out --address auto", "--address goes with --engine ray"),
+        ("evaluate {} data -o out --report r.html", "--report needs all maps"),
+        ("evaluate {} data --streaming", "--streaming is for --maps and --masks"),
+        ("evaluate --maps a --masks b --device cpu", "--device is for MODEL and DATA"),
+        ("evaluate --maps a --masks b --batch-size 16", "--batch-size is for MODEL and DATA"),
+        ("evaluate --maps a --masks b --part-size 9", "--part-size is for MODEL and DATA"),
+    ],
+)
+def test_options_without_effect_are_refused(model: Path, command: str, message: str) -> None:
+    result = CliRunner().invoke(app, command.format(model).split(), terminal_width=200)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("command", ["score", "evaluate"])
@@ -155,16 +171,18 @@ class TestWithParquet:
         changed = {p.name for p in out.glob("part-*") if p.stat().st_mtime_ns != before[p.name][0]}
         assert changed == {"part-000001.parquet", "part-000003.parquet"}
 
-    def test_a_detector_of_native_scale_is_resized_only_if_told(self, material: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("name", ["native.safetensors", "native.pt"])
+    def test_a_detector_of_native_scale_is_resized_only_if_told(
+        self, material: Path, tmp_path: Path, name: str
+    ) -> None:
         weights = create_backbone("resnet18", seed=1).state_dict()
         detector = sf.STPM(weights=weights, image_size=32, epochs=1, batch_size=4, layers=["layer1"])
         detector.fit(material, native_scale=True, show_progress=False)
-        detector.save(tmp_path / "native.safetensors")
-        arguments = (tmp_path / "native.safetensors", [str(material / "test")], str(tmp_path / "out"))
+        write = detector.save if name.endswith("safetensors") else partial(sf.export, detector)
+        write(tmp_path / name)
+        arguments = (tmp_path / name, [str(material / "test")], str(tmp_path / "out"))
         for job in (score, evaluate):
-            with pytest.raises(
-                UsageError, match=r"native\.safetensors was fitted at native scale.*resize=True"
-            ):
+            with pytest.raises(UsageError, match=rf"{name} was fitted at native scale.*resize=True"):
                 job(*arguments, show_progress=False)
         command = ["score", *arguments[:1], *arguments[1], "--output", *arguments[2:], "--device", "cpu"]
         refused = CliRunner().invoke(app, list(map(str, command)))
