@@ -18,7 +18,6 @@ from typing import Any
 from common import print_table, write_result
 
 import stadfast as sf
-from stadfast.cli.evaluate import evaluate_detector
 
 # Wang et al. 2021 (arXiv 2103.04257), tables 1 to 3: resnet18, 256 x 256.
 PUBLISHED = {"bottle": {"pro": 0.951, "source": "arXiv 2103.04257"}}
@@ -56,7 +55,7 @@ def run(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     detector.fit(dataset)
     seconds = time.perf_counter() - start
-    figures, _ = evaluate_detector(detector, dataset.test)
+    figures, _ = sf.evaluate(detector, dataset.test)
     published = next((value for name, value in PUBLISHED.items() if name in path.name), None)
     return {
         "case": {"category": path.name, **arguments},

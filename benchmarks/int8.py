@@ -20,7 +20,6 @@ from common import interleave, print_table, ratio, write_result
 from torch import Tensor, fx
 
 import stadfast as sf
-from stadfast.cli.evaluate import evaluate_detector
 from stadfast.data import read_image
 from stadfast.runtime.export import example_images, record_on_cpu, unlike_inputs
 from stadfast.runtime.fusion import CONVOLUTION, convolution
@@ -137,7 +136,7 @@ def accuracy(detector: sf.Detector, dataset: Any) -> dict[str, Any]:
     figures = {}
     for name in ("fp32", "int8"):
         rounding.calibrating = name == "fp32"  # noting ranges changes nothing
-        found, _ = evaluate_detector(Through(detector, rounding), dataset.test)  # type: ignore[arg-type]
+        found, _ = sf.evaluate(Through(detector, rounding), dataset.test)  # type: ignore[arg-type]
         image, pixel, aupro = found["image"]["auroc"], found["pixel"]["auroc"], found["aupro"]["0.3"]
         figures[name] = {"image_auroc": image, "pixel_auroc": pixel, "aupro_0.3": aupro}
     change = max(abs(figures["fp32"][name] - value) for name, value in figures["int8"].items())

@@ -20,7 +20,6 @@ import torch
 from common import print_table, write_result
 
 import stadfast as sf
-from stadfast.cli.evaluate import evaluate_detector
 
 CHOICES = [
     {"localisation": localisation, "through": through, "protocol": protocol}
@@ -56,7 +55,7 @@ def with_arguments(detector: sf.MultiresolutionKD, **changes: Any) -> sf.Multire
 
 def case(detector: sf.MultiresolutionKD, dataset: sf.MVTecLayout, choice: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
-    figures, records = evaluate_detector(with_arguments(detector, **choice), dataset.test)
+    figures, records = sf.evaluate(with_arguments(detector, **choice), dataset.test)
     seconds = time.perf_counter() - start
     maps, masks = [r.map for r in records], [r.mask for r in records]
     anomalous = sf.metrics.evaluate(maps, masks, labels=[r.label for r in records], images="anomalous")

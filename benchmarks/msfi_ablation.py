@@ -20,7 +20,6 @@ from ablations import HEADER, kept, parse, row
 from common import print_table, write_result
 
 import stadfast as sf
-from stadfast.cli.evaluate import evaluate_detector
 from stadfast.methods.weight_search import draw_search_set
 
 KEPT = (4, 5, 6)
@@ -57,7 +56,7 @@ def main() -> None:
 
 def run(name: str, detector: sf.FeatureImitation, samples: list[Any]) -> dict[str, Any]:
     """The figures of one form of the detector, its size, and the time of an image."""
-    figures, _ = evaluate_detector(detector, samples)
+    figures, _ = sf.evaluate(detector, samples)
     return {
         "case": name,
         "modules": {module: round(weight, 4) for module, weight in detector.modules_.items()},

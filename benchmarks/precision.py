@@ -17,7 +17,6 @@ import torch
 from common import print_table, write_result
 
 import stadfast as sf
-from stadfast.cli.evaluate import evaluate_detector
 
 ALLOWED = 0.003
 
@@ -45,7 +44,7 @@ def compare(data: Path, model: Path) -> dict[str, Any]:
     found, scores = {}, {}
     for precision in ("fp32", "bf16"):
         scorer = sf.Scorer(detector, device="cpu", precision=precision)
-        figures, records = evaluate_detector(ThroughScorer(detector, scorer), dataset.test)  # type: ignore[arg-type]
+        figures, records = sf.evaluate(ThroughScorer(detector, scorer), dataset.test)  # type: ignore[arg-type]
         found[precision] = {
             "image_auroc": figures["image"]["auroc"], "pixel_auroc": figures["pixel"]["auroc"],
             "aupro_0.3": figures["aupro"]["0.3"], "aupro_0.05": figures["aupro"]["0.05"],

@@ -29,7 +29,6 @@ from common import RESULTS, no_folder, print_table, write_result
 from published import published
 
 import stadfast as sf
-from stadfast.cli.evaluate import evaluate_detector
 from stadfast.cli.fit import parse_setting, parse_size
 from stadfast.methods import EpochRecord, create
 from stadfast.runtime.memory import resident_memory
@@ -168,7 +167,7 @@ def run(case: Case, options: argparse.Namespace, arguments: dict[str, Any]) -> d
     seconds, worked = time.perf_counter() - start, time.process_time() - worked
     if options.work is not None:
         detector.save(options.work / f"{stem}.safetensors")
-    figures, _ = evaluate_detector(detector, dataset.test)
+    figures, _ = sf.evaluate(detector, dataset.test)
     return {
         "case": case.key,
         "figures": figures,

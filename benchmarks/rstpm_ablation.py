@@ -17,7 +17,6 @@ from common import print_table, write_result
 from torch import Tensor
 
 import stadfast as sf
-from stadfast.cli.evaluate import evaluate_detector
 
 STUDENTS, LEVELS = ("imitator", "decoder"), ("level 1", "level 2", "level 3")
 
@@ -26,7 +25,7 @@ def main() -> None:
     options = parse("Students and levels of a trained rstpm detector.", "rstpm_ablation")
     detector = sf.load(options.model, device="cpu")
     assert isinstance(detector, sf.ReconstructionSTPM)
-    figures, records = evaluate_detector(detector, sf.MVTecLayout(options.data).test)
+    figures, records = sf.evaluate(detector, sf.MVTecLayout(options.data).test)
     chunks = torch.arange(len(records)).split(16)
     maps = torch.cat([detector.level_maps([records[i].image for i in chunk]) for chunk in chunks])
     cases = [{"case": "detector", "figures": kept(figures)}]

@@ -24,6 +24,7 @@ _HOME = {
     "load": "methods",
     "Folder": "data",
     "MVTecLayout": "data",
+    "evaluate": "report",
     "Scorer": "runtime",
     "export": "runtime",
     "StadfastError": "errors",

@@ -203,7 +203,17 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Their ground truth; a map without a mask is good.")
     ] = None,
     resize: Annotated[
-        str | None, typer.Option(metavar="maps|masks", help="Bring these to the size of the others.")
+        str | None,
+        typer.Option(
+            metavar="maps|masks", help="Bring these to the size of the others; default masks, with MODEL."
+        ),
+    ] = None,
+    smoothing: Annotated[
+        float | None, typer.Option(min=0, metavar="SIGMA", help="Blur the maps by so many pixels first.")
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="all|anomalous", help="Whose pixels count: also good images', or not."),
     ] = None,
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Maps in constant memory, with error bounds.")
@@ -231,17 +241,20 @@ def evaluate(
     from .evaluate import evaluate_maps
     from .scale import evaluate as run_job
 
+    given = {"resize": resize, "smoothing": smoothing, "images": images}
+    protocol = {name: value for name, value in given.items() if value is not None}
     if maps is not None or masks is not None:
         if maps is None or masks is None or model is not None:
             raise typer.BadParameter("--maps and --masks go together, and without MODEL and DATA")
         others = ("report", "output", "device", "batch_size", "skip_broken", "native_scale", *FOR_JOBS)
         refuse(context, others, "is for MODEL and DATA, not for --maps and --masks")
-        evaluate_maps(maps, masks, resize=resize, streaming=streaming, json=json)
+        evaluate_maps(maps, masks, streaming=streaming, json=json, **protocol)
         return
     if model is None or data is None:
         raise typer.BadParameter("wanted MODEL and DATA, or --maps and --masks")
-    refuse(context, ("resize", "streaming"), "is for --maps and --masks")
+    refuse(context, ["streaming"], "is for --maps and --masks")
     if output is not None:
+        refuse(context, given, "does not go with --output, which counts as the maps come")
         refuse(context, ["report"], "needs all maps, which --output does not keep: leave one out")
         _check_for_job(context, engine, native_scale, skip_broken)
         run_job(
@@ -259,6 +272,7 @@ def evaluate(
         batch_size=batch_size,
         skip_broken=skip_broken,
         native_scale=native_scale,
+        **protocol,
     )
 
 

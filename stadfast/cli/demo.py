@@ -19,11 +19,11 @@ from ..data import MVTecLayout, read_image, to_float, write_material
 from ..data.synthetic import DEFECTS
 from ..errors import UsageError
 from ..methods import Detector
-from ..report import Record, write_overview, write_report
+from ..report import Record, evaluate, write_overview, write_report
 from ._guard import say
 from ._output import picture_names, write_json
 from .demo_stream import demo_stream
-from .evaluate import evaluate_detector, print_figures
+from .evaluate import print_figures
 from .info import model_facts
 from .score import write_heatmap
 
@@ -73,7 +73,7 @@ def demo(output: Path, *, quick: bool) -> None:
     model = output / "model.safetensors"
     detector.save(model)
 
-    figures, records = evaluate_detector(detector, dataset.test)
+    figures, records = evaluate(detector, dataset)
     write_json(str(output / "figures.json"), figures)
     write_report(
         output / "report.html", figures, records, model_facts(model), title="Generated woven material"

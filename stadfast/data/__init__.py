@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .. import _loader
 
 if TYPE_CHECKING:
-    from .decode import UnreadableImageError
+    from .decode import UnreadableImageError, image_size
     from .folders import Folder, MVTecLayout, Sample, list_images, open_dataset
     from .images import IMAGE_EXTENSIONS, as_images, read_image, read_mask, resize_mask, to_float
     from .loading import ImageLoader, load_images
@@ -25,6 +25,7 @@ _HOME = {
     "IMAGE_EXTENSIONS": "images",
     "UnreadableImageError": "decode",
     "as_images": "images",
+    "image_size": "decode",
     "read_image": "images",
     "read_mask": "images",
     "resize_mask": "images",
@@ -46,6 +47,7 @@ __all__ = [
     "Sample",
     "UnreadableImageError",
     "as_images",
+    "image_size",
     "list_images",
     "load_images",
     "open_dataset",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,18 +43,41 @@ def decode(path: Path, contents: bytes | None = None) -> np.ndarray:
 
     Where ``contents`` is given, the file is not opened: ``path`` only says what errors call it.
     """
+    from PIL import Image
+
+    with _readable(path), path.open("rb") if contents is None else io.BytesIO(contents) as file:
+        head = file.read(26)
+        if not head:
+            raise UnreadableImageError(path, "the file is empty (0 bytes)")
+        file.seek(0)
+        with Image.open(file) as image:
+            deep_colour = image.format == "PNG" and head[24] == 16 and head[25] != 0
+            array = _decode_png16(path, contents) if deep_colour and min(image.size) > 0 else None
+            return pixels(image) if array is None else array
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """(H, W) of the upright image in a file, from its header.
+
+    Raises:
+        UnreadableImageError: no such file, or not an image.
+    """
+    from PIL import Image
+
+    with _readable(Path(path)), Image.open(path) as image:
+        if image.format == "TIFF":
+            image.load()  # which turns it
+        turned = _EXIF_TURNS.get(_orientation(image), (0, False))[0] % 2
+        return image.size if turned else (image.height, image.width)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file becomes an UnreadableImageError that says it in words."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with path.open("rb") if contents is None else io.BytesIO(contents) as file:
-            head = file.read(26)
-            if not head:
-                raise UnreadableImageError(path, "the file is empty (0 bytes)")
-            file.seek(0)
-            with Image.open(file) as image:
-                deep_colour = image.format == "PNG" and head[24] == 16 and head[25] != 0
-                array = _decode_png16(path, contents) if deep_colour and min(image.size) > 0 else None
-                return pixels(image) if array is None else array
+        yield
     except (UnreadableImageError, MemoryError):
         raise
     except FileNotFoundError as error:

@@ -305,8 +305,9 @@ class Detector:
             yield from native_predictions(self, images_of(data), self.broken_ if skip_broken else None)
             return
         for sources, batch in self._batches(data, batch_size, skip_broken):
-            with torch.no_grad():
-                yield sources, Prediction(*(t.cpu() for t in graph(batch)))
+            with torch.no_grad():  # not around yield: the caller's code is not to run in it
+                prediction = Prediction(*(t.cpu() for t in graph(batch)))
+            yield sources, prediction
 
     def _batches(
         self, data: Any, batch_size: int | None, skip_broken: bool

@@ -90,7 +90,7 @@ class Evaluation:
         """Forget everything."""
         self._pixels: Exact | Streaming = Exact(self.copy) if self.exact else Streaming()
         self._images: dict[str, list[float]] = {}  # scores by group
-        self._unknown = 0
+        self._unknown = self._empty = 0
         self._given_scores = False
         return self
 
@@ -112,6 +112,10 @@ class Evaluation:
             masks is not None and (t is not None or not bad) for t, bad in zip(truths, anomalous, strict=True)
         ]
         self._unknown += known.count(False)
+        self._empty += sum(
+            bad and truth is not None and not any_set(truth)
+            for truth, bad in zip(truths, anomalous, strict=True)
+        )
         for group in dict.fromkeys(groups):
             here = [i for i, g in enumerate(groups) if g == group]
             self._images.setdefault(group, []).extend(scores[i] for i in here)
@@ -128,6 +132,11 @@ class Evaluation:
         image, pixel = _sum(images.values()), _sum(pixels.values())
         limits = self.protocol.limits
         notes = [f"pixel metrics leave out {self._unknown} images without a mask"] if self._unknown else []
+        if self._empty:
+            notes.append(
+                f"{self._empty} anomalous images have no anomalous pixel in their masks, perhaps since these were "
+                "resized: their pixels count as normal"
+            )
         for level, counted in (("image", image), ("pixel", pixel)):
             if counted.undefined:
                 notes.append(f"{level} metrics are undefined: {counted.undefined}")
@@ -172,7 +181,13 @@ class Evaluation:
         """What it holds, as values that ``+`` adds up; assigning to it restores it."""
         images = {f"images/{group}": list(scores) for group, scores in self._images.items()}
         pixels = {f"pixels/{key}": value for key, value in self._pixels.state.items()}
-        return {**images, **pixels, "unknown": self._unknown, "given_scores": int(self._given_scores)}
+        return {
+            **images,
+            **pixels,
+            "unknown": self._unknown,
+            "empty": self._empty,
+            "given_scores": int(self._given_scores),
+        }
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
@@ -185,7 +200,8 @@ class Evaluation:
         }
         self._pixels.state = parts["pixels/"]  # first: it may be refused
         self._images = parts["images/"]
-        self._unknown, self._given_scores = state["unknown"], bool(state["given_scores"])
+        self._unknown, self._empty = state["unknown"], state.get("empty", 0)
+        self._given_scores = bool(state["given_scores"])
 
     def _prepared(self, maps: Any, masks: Any) -> tuple[list[Tensor], list[Tensor | None]]:
         images = split_images(maps, "maps", as_scores)

@@ -22,8 +22,9 @@ class Protocol:
 
     Attributes:
         limits: false positive rates that AUPRO is integrated to.
-        mask_threshold: a mask's pixel is anomalous if its value is above this, unless the mask is bool. None:
-            masks have to be binary. After resizing, the threshold of binary masks is one half.
+        mask_threshold: a mask's pixel is anomalous if its value is above this. None: masks have to be binary, and
+            after resizing the threshold is one half. Bool masks are 0 and 1, and follow it only when they are
+            resized and it lies in [0, 1): one for grey values leaves them at one half.
         resize: None; ``"maps"`` to their masks' sizes; ``"masks"`` to their maps'; (H, W) for both. Bilinear,
             not aligned to the corners.
         smoothing: standard deviation in pixels of a Gaussian that blurs the maps, after resizing; 0 for none.
@@ -82,16 +83,17 @@ class Protocol:
             size = image.shape if self.resize == "masks" else self.resize
             image = _resized(image, size)
             if mask is not None:
-                threshold = self.mask_threshold
-                if mask.dtype == torch.bool or threshold is None:
-                    threshold = 0.5
-                mask = above(_resized(mask, size), threshold)
+                mask = above(_resized(mask, size), self._threshold_of(mask))
         if self.smoothing > 0:
             from scipy.ndimage import gaussian_filter
 
             blurred = gaussian_filter(_wide(image).cpu().numpy(), self.smoothing)
             image = torch.from_numpy(np.ascontiguousarray(blurred)).to(image.device)
         return image, mask
+
+    def _threshold_of(self, resized: Tensor) -> float:
+        threshold = 0.5 if self.mask_threshold is None else self.mask_threshold
+        return 0.5 if resized.dtype == torch.bool and not 0 <= threshold < 1 else threshold
 
     def record(self) -> dict[str, Any]:
         """For the output: everything that json can write."""

@@ -317,3 +317,9 @@ def test_a_score_beside_the_map_has_a_threshold_of_its_own(
     assert (loaded.threshold_, loaded.pixel_threshold_) == (detector.threshold_, detector.pixel_threshold_)
     assert loaded.notes_ == ["half of the figures are made up"]
     assert all(torch.equal(a, b) for a, b in zip(p, loaded.predict(images), strict=True))
+
+
+def test_a_stream_leaves_its_caller_the_gradients(fitted: sf.Detector) -> None:
+    stream = fitted.stream(torch.rand(3, 3, 32, 32), batch_size=1)
+    next(stream)
+    assert torch.is_grad_enabled()

@@ -151,9 +151,8 @@ def test_anomalous_test_images_are_noted_in_log_bundle_and_evaluation(
     loaded = sf.load(tmp_path / "m.safetensors")
     assert loaded.notes_ == [note]
     assert loaded.get_params()["finetune_images"] == "paper"
-    from stadfast.cli.evaluate import evaluate_detector
 
-    figures, _ = evaluate_detector(loaded, sf.MVTecLayout(data(categories)).test)
+    figures, _ = sf.evaluate(loaded, sf.MVTecLayout(data(categories)).test)
     assert note in figures["notes"]
 
 

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 import stadfast as sf
 from stadfast.cli import app
-from stadfast.cli.evaluate import evaluate_detector
 from stadfast.data import Sample
 from stadfast.errors import DataError, UsageError
 from stadfast.methods.sources import split
@@ -169,23 +168,23 @@ def test_search_weighs_and_sets_the_thresholds_anew(detector: sf.FeatureImitatio
 
 def test_search_images_never_count(detector: sf.FeatureImitation, category: Path, tmp_path: Path) -> None:
     test = sf.MVTecLayout(category).test
-    whole, records = evaluate_detector(detector, test)
+    whole, records = sf.evaluate(detector, test)
     assert whole["n"]["images"] == len(records) == len(test) == 8
     detector.search_weights(category, fraction=0.25)
     drawn = {sample.image for sample in draw_search_set(test, 0.25)}
     detector.save(tmp_path / "model")
     for found in (detector, sf.load(tmp_path / "model", device="cpu")):
-        figures, records = evaluate_detector(found, test)
+        figures, records = sf.evaluate(found, test)
         assert {record.image for record in records} == {s.image for s in test} - drawn
         assert figures["n"]["images"] == 6
         assert "left out 2 images that were used to make the detector" in figures["notes"]
         assert any("searched on labelled images" in note for note in figures["notes"])
     with pytest.raises(DataError, match="nothing to evaluate"):
-        evaluate_detector(detector, [s for s in test if s.image in drawn])
+        sf.evaluate(detector, [s for s in test if s.image in drawn])
     detector.search_weights(
         [s for s in test if s.image not in drawn and s.mask]
     )  # both searches' are remembered
-    assert evaluate_detector(detector, test)[0]["n"] == {
+    assert sf.evaluate(detector, test)[0]["n"] == {
         "images": 3, "normal": 3, "anomalous": 0, "regions": 0
     }  # fmt: skip
 

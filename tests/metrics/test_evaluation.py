@@ -74,6 +74,16 @@ def test_anomalous_images_without_a_mask_count_for_images_only(scored) -> None:
     assert "leave out 1 images" in result["notes"][0]
 
 
+def test_anomalous_images_whose_masks_are_empty_are_told_of(scored) -> None:
+    maps, masks = scored
+    labels = [0, 0, 1, 1, 1, 1, 1, 1]  # the third has an empty mask
+    parts = [metrics.Evaluation().update(maps[i], masks[i], labels[i : i + 1]) for i in range(8)]
+    result = metrics.Evaluation().merge(*parts).compute()
+    assert result == metrics.evaluate(maps, masks, labels)
+    assert result["notes"][0].startswith("1 anomalous images have no anomalous pixel in their masks")
+    assert result["pixel"] == metrics.evaluate(maps, masks)["pixel"]
+
+
 def test_labels_alone_give_the_image_metrics(scored) -> None:
     maps, _ = scored
     result = metrics.evaluate(maps, None, labels=[0, 0, 0, 1, 1, 1, 1, 1])

@@ -85,6 +85,16 @@ def test_a_mask_threshold_leaves_bool_masks_alone(resize) -> None:
     assert result["pixel"] == grey["pixel"]
 
 
+def test_bool_masks_that_are_resized_follow_a_threshold_for_binary_ones() -> None:
+    maps, masks = draw(5, "random")
+    by_type = [
+        metrics.evaluate(maps[:, ::2, ::2], masks.astype(dtype), resize="masks", mask_threshold=0)
+        for dtype in (bool, np.uint8)
+    ]
+    assert by_type[0] == by_type[1]
+    assert by_type[0] != metrics.evaluate(maps[:, ::2, ::2], masks, resize="masks")
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16])
 def test_a_mask_threshold_is_not_rounded(dtype: type) -> None:
     maps, masks = draw(6, "random")
