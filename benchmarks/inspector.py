@@ -4,7 +4,7 @@
     python benchmarks/inspector.py --capacity [--model FILE]
     python benchmarks/inspector.py --soak [--lines 10000000]
 
-Nobody offers a peer. The web: woven, 256 columns of 0.5 mm, 30 minutes at 200 lines a second (6 m/min: 180 m),
+There is no comparable tool. The web: woven, 256 columns of 0.5 mm, 30 minutes at 200 lines a second (6 m/min: 180 m),
 generated and inspected as fast as it goes; 200 defects of five kinds, one in each 0.9 m, at known places. The detector
 is STPM with efficientnet_lite0, fitted on 120 good images of another stretch of the web, as in ``stadfast demo`` (or
 ``--model``: the one that it saves), at half scale, 128 rows per push, without the 8 outermost columns on both sides

@@ -1,4 +1,4 @@
-"""AUPRO and its company: exact and streaming, against anomalib's exact AUPRO and adeval's binned one.
+"""AUPRO and related metrics: exact and streaming, against anomalib's exact AUPRO and adeval's binned one.
 
     python benchmarks/metrics.py [--quick] [--device cpu|cuda]
     python benchmarks/metrics.py --only memory      # or agreement, or long: two billion pixels

@@ -18,8 +18,9 @@ def exact_convolutions() -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real images and weights, which the project does not ship."""
-    default = Path(__file__).resolve().parents[2] / "shared"
-    path = Path(os.environ.get("STADFAST_SHARED", default))
-    if not path.is_dir():
-        pytest.skip(f"needs real data: {path} does not exist (set STADFAST_SHARED)")
+    given = os.environ.get("STADFAST_SHARED")
+    if not given:
+        pytest.skip("needs real images and weights: set STADFAST_SHARED to their folder")
+    path = Path(given)
+    assert path.is_dir(), f"STADFAST_SHARED: {path} is no folder"
     return path
