@@ -118,13 +118,32 @@ py::list as_tuples(const std::vector<Event>& events) {
   return list;
 }
 
+// A tracker that says so when a second thread comes while the first one pushes, without the GIL.
+struct SharedTracker {
+  explicit SharedTracker(const TrackerOptions& options) : tracker(options) {}
+
+  Tracker& mine() {
+    if (pushing) throw std::runtime_error("another thread is pushing");
+    return tracker;
+  }
+
+  Tracker tracker;
+  bool pushing = false;  // guarded by the GIL
+};
+
 // scores: (m, width) float32, dense. Raises ValueError((row, column)) at a score that is not finite, nothing changed.
-py::list track(Tracker& tracker, const py::array_t<float, py::array::c_style>& scores) {
+py::list track(SharedTracker& shared, const py::array_t<float, py::array::c_style>& scores) {
   const int64_t rows = scores.shape(0), width = scores.shape(1);
   const float* data = scores.data();
+  Tracker& tracker = shared.mine();
   std::vector<Event> events;
   int64_t bad;
   {
+    struct Claim {
+      explicit Claim(bool& flag) : flag(flag) { flag = true; }
+      ~Claim() { flag = false; }
+      bool& flag;
+    } claim(shared.pushing);
     py::gil_scoped_release nogil;
     bad = first_not_finite(data, rows * width);
     if (bad < 0) tracker.push(data, rows, &events);
@@ -153,19 +172,19 @@ PYBIND11_MODULE(_linescan, m) {
       .def("counts", &counts)
       .def_property_readonly("closed", &Ring::closed)
       .def_property_readonly("handle", [](Ring& ring) { return reinterpret_cast<uintptr_t>(&ring); });
-  py::class_<Tracker>(m, "Tracker")
-      .def(py::init(
-          [](int64_t width, float low, float high, int64_t min_area, int64_t merge_distance, int64_t max_length) {
-            return std::make_unique<Tracker>(TrackerOptions{width, low, high, min_area, merge_distance, max_length});
-          }))
+  py::class_<SharedTracker>(m, "Tracker")
+      .def(py::init([](int64_t width, float low, float high, int64_t min_area, int64_t merge_distance,
+                       int64_t max_length) {
+        return std::make_unique<SharedTracker>(TrackerOptions{width, low, high, min_area, merge_distance, max_length});
+      }))
       .def("push", &track)
       .def("finish",
-           [](Tracker& tracker) {
+           [](SharedTracker& shared) {
              std::vector<Event> events;
-             tracker.finish(&events);
+             shared.mine().finish(&events);
              return as_tuples(events);
            })
-      .def_property_readonly("rows", &Tracker::rows)
-      .def_property_readonly("first_open_row", &Tracker::first_open_row)
-      .def_property_readonly("bytes", &Tracker::bytes);
+      .def_property_readonly("rows", [](SharedTracker& shared) { return shared.mine().rows(); })
+      .def_property_readonly("first_open_row", [](SharedTracker& shared) { return shared.mine().first_open_row(); })
+      .def_property_readonly("bytes", [](SharedTracker& shared) { return shared.mine().bytes(); });
 }

@@ -98,29 +98,37 @@ int64_t Ring::push(const uint8_t* pixels, int64_t lines, int64_t pitch, const in
   if (closed_) return kClosed;
   if (pushing_) return kBusy;
   pushing_ = true;
+  const auto finish = [&] {  // what has not been stored is lost
+    pushed_ += lines - done;
+    lost_ += lines - done;
+    pushing_ = false;
+    if (closed_) lines_came_.notify_one();
+  };
   const int64_t first_line = pushed_;
-  while (done < lines) {
-    const int64_t count = reserve(lines - done, lock, wait);
-    if (count == 0) break;
-    const int64_t slot = head_;
-    reserved_ = count;
-    lock.unlock();
-    store(slot, count, pixels + done * pitch, pitch);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t k = done + i, line = first_line + k;
-      const Stamp stamp{line, timestamps ? timestamps[k] : now, encoder ? encoder[k] : line};
-      const int64_t at = (slot + i) % slots_;
-      stamps_[size_t(at)] = stamps_[size_t(at + slots_)] = stamp;
+  try {
+    while (done < lines) {
+      const int64_t count = reserve(lines - done, lock, wait);
+      if (count == 0) break;
+      const int64_t slot = head_;
+      reserved_ = count;
+      lock.unlock();
+      store(slot, count, pixels + done * pitch, pitch);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t k = done + i, line = first_line + k;
+        const Stamp stamp{line, timestamps ? timestamps[k] : now, encoder ? encoder[k] : line};
+        const int64_t at = (slot + i) % slots_;
+        stamps_[size_t(at)] = stamps_[size_t(at + slots_)] = stamp;
+      }
+      lock.lock();
+      reserved_ = 0;
+      publish(count);
+      done += count;
     }
-    lock.lock();
-    reserved_ = 0;
-    publish(count);
-    done += count;
+  } catch (...) {  // no memory for the bookkeeping
+    finish();
+    throw;
   }
-  pushed_ += lines - done;
-  lost_ += lines - done;
-  pushing_ = false;
-  if (closed_) lines_came_.notify_one();
+  finish();
   return wait.interrupted ? kInterrupted : done;
 }
 
@@ -235,14 +243,15 @@ Ring::Taken Ring::take(int64_t lines, Nanoseconds timeout, Segment* view, Interr
   }
   Segment& front = unread_.front();
   *view = {front.begin, std::min(lines, front.count)};
+  lent_.push_back(*view);  // first, as it may find no memory
   front.begin += view->count;
   front.count -= view->count;
   if (front.count == 0) unread_.pop_front();
-  lent_.push_back(*view);
   unread_count_ -= view->count;
   lent_count_ += view->count;
   taken_ += view->count;
   note_gaps(*view);
+  if (producer_waits_) room_came_.notify_one();  // lent slots can be passed over, unread ones cannot
   return Taken::lines;
 }
 

@@ -30,8 +30,12 @@ int64_t stadfast_ring_push(stadfast_ring* ring, const void* pixels, int64_t line
   if (!ring || lines < 0 || (lines > 0 && !pixels)) return STADFAST_RING_BAD_ARGUMENT;
   if (pitch == 0) pitch = cast(ring)->line_bytes();
   if (pitch < cast(ring)->line_bytes()) return STADFAST_RING_BAD_ARGUMENT;
-  return cast(ring)->push(static_cast<const uint8_t*>(pixels), lines, pitch, timestamps, encoder,
-                          std::chrono::nanoseconds(timeout_ns));
+  try {
+    return cast(ring)->push(static_cast<const uint8_t*>(pixels), lines, pitch, timestamps, encoder,
+                            std::chrono::nanoseconds(timeout_ns));
+  } catch (...) {
+    return STADFAST_RING_NO_MEMORY;
+  }
 }
 
 void stadfast_ring_close(stadfast_ring* ring) {

@@ -14,7 +14,12 @@ extern "C" {
 
 typedef struct stadfast_ring stadfast_ring;
 
-enum { STADFAST_RING_CLOSED = -1, STADFAST_RING_BAD_ARGUMENT = -2, STADFAST_RING_BUSY = -3 };
+enum {
+  STADFAST_RING_CLOSED = -1,
+  STADFAST_RING_BAD_ARGUMENT = -2,
+  STADFAST_RING_BUSY = -3,
+  STADFAST_RING_NO_MEMORY = -5
+};
 enum { STADFAST_RING_BLOCK = 0, STADFAST_RING_DROP_OLDEST = 1, STADFAST_RING_DROP_NEWEST = 2 }; /* overrun policies */
 
 /* A ring of `capacity` lines of `line_bytes` each, for programs without Python; NULL where memory is short or an
@@ -33,7 +38,8 @@ void stadfast_ring_destroy(stadfast_ring* ring);
  * Returns the number of lines stored: fewer than `lines` where the policy dropped the rest (drop newest), the time
  * was up or the ring was closed meanwhile (block). Lines that are not stored are counted as lost, with their numbers.
  * STADFAST_RING_CLOSED: it was closed before; STADFAST_RING_BAD_ARGUMENT: no ring, no pixels, a count below 0, or a
- * pitch shorter than a line; STADFAST_RING_BUSY: another thread is pushing. */
+ * pitch shorter than a line; STADFAST_RING_BUSY: another thread is pushing; STADFAST_RING_NO_MEMORY: for the ring's
+ * bookkeeping (lines that are not stored are lost then, too). */
 int64_t stadfast_ring_push(stadfast_ring* ring, const void* pixels, int64_t lines, int64_t pitch,
                            const int64_t* timestamps, const int64_t* encoder, int64_t timeout_ns);
 

@@ -125,7 +125,7 @@ class DefectTracker:
             The events that these rows close, or that outgrow ``max_length`` in them, in the order of the rows.
 
         Raises:
-            UsageError: wrong shape or dtype, or after ``finish``.
+            UsageError: wrong shape or dtype, after ``finish``, or while another thread is pushing.
             DataError: a score is NaN or infinite. None of the rows was added; the tracker can go on.
         """
         if self._finished:
@@ -139,6 +139,8 @@ class DefectTracker:
                 f"rows: expected finite scores, got {scores[row, column]} in map row {self.rows + row}, "
                 f"column {self._seen.start + column}"
             ) from None
+        except RuntimeError as error:  # a second thread
+            raise UsageError(f"push: {error}; a tracker has one user") from None
         return [self._event(*event) for event in found]
 
     def finish(self) -> list[DefectEvent]:

@@ -120,7 +120,38 @@ void run(Overrun policy) {
               static_cast<long long>(kLines));
 }
 
+// A view taken of the unread lines in the producer's way lets it pass, though nothing has been released.
+void wake_by_taking() {
+  constexpr int64_t kPage = 4096;
+  Ring ring(kPage, 8, Overrun::block);
+  const std::vector<uint8_t> pixels(4 * kPage);
+  const auto push = [&](int64_t lines) {
+    return ring.push(pixels.data(), lines, kPage, nullptr, nullptr, std::chrono::seconds(20));
+  };
+  const auto take = [&](int64_t lines) {
+    Segment view;
+    EXPECT(ring.take(lines, std::chrono::seconds(20), &view) == Ring::Taken::lines);
+    return view;
+  };
+  EXPECT(push(4) == 4);
+  const Segment a = take(4);
+  EXPECT(push(4) == 4);
+  ring.release(take(2));
+  EXPECT(push(2) == 2);
+  ring.release(a);
+  int64_t stored = 0;
+  std::thread producer([&] { stored = push(1); });
+  while (ring.counts().unread < 4) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));  // until it waits
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT(take(8).count == 2 && take(8).count == 2);
+  producer.join();
+  EXPECT(stored == 1 && ring.counts().lost == 0);
+  EXPECT(std::chrono::steady_clock::now() - start < std::chrono::seconds(10));  // woken, not timed out
+}
+
 int main() {
+  wake_by_taking();
   for (const Overrun policy : {Overrun::block, Overrun::drop_oldest, Overrun::drop_newest}) run(policy);
   EXPECT(stadfast_ring_create(0, 4, STADFAST_RING_BLOCK) == nullptr);
   EXPECT(stadfast_ring_create(kLine, 4, 7) == nullptr);

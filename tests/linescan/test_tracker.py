@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterable
 
 import numpy as np
@@ -329,3 +330,27 @@ def test_after_the_end() -> None:
     assert tracker.first_open_row == 2
     with pytest.raises(UsageError, match="has finished"):
         tracker.push(np.ones((2, 4), np.float32))
+
+
+def test_a_second_thread_is_refused() -> None:
+    """Pushing runs without Python's lock: two at once would share the tracker's memory."""
+    tracker = DefectTracker(2000, 0.9)
+    rows = np.random.default_rng(0).random((500, 2000), dtype=np.float32)
+    refused: list[UsageError] = []
+
+    def push() -> None:
+        try:
+            tracker.push(rows)
+        except UsageError as error:
+            refused.append(error)
+
+    for _ in range(100):
+        threads = [threading.Thread(target=push) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if refused:
+            break
+    assert str(refused[0]) == "push: another thread is pushing; a tracker has one user"
+    tracker.push(rows)
