@@ -30,6 +30,8 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 // Channels, rows and columns are counted in 32 bits, with room for a step beyond; their products in 64.
 constexpr int64_t kMaxExtent = int64_t(1) << 30;
 
+inline bool within(int64_t least, int64_t value) { return value >= least && value < kMaxExtent; }
+
 // Two equally long lists of equally shaped (B, C_l, H_l, W_l) floating-point tensors on one device.
 inline void check_pyramids(const std::vector<Tensor>& student, const std::vector<Tensor>& teacher) {
   SF_CHECK(!student.empty() && student.size() == teacher.size(), "expected as many student as teacher levels, got ",

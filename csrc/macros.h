@@ -1,11 +1,13 @@
 // Compiler words used by every file of csrc.
 #pragma once
 
+#define SF_INLINE inline __attribute__((always_inline))
+
 // Arithmetic that the CPU and the CUDA files share, so that the CPU tests exercise both.
 #ifdef __CUDACC__
 #define SF_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define SF_HOST_DEVICE inline __attribute__((always_inline))
+#define SF_HOST_DEVICE SF_INLINE
 #endif
 
 // Before a loop of constant length that indexes a local array: unrolled, the array lives in registers.

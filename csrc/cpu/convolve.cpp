@@ -55,12 +55,7 @@ void convolve_(Tensor output, Tensor input, Tensor filters, Tensor bias, std::op
            "convolve_: expected a residual of the output's shape and type");
   if (residual) residual = interleaved(*residual, &c.added);
   c.residual = residual ? static_cast<const uint16_t*>(residual->const_data_ptr()) : nullptr;
-#ifdef SF_TILES
-  SF_CHECK(bf16_available(), "convolve_: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
-  run(c, static_cast<uint16_t*>(output.mutable_data_ptr()));
-#else
-  SF_CHECK(false, "convolve_: compiled without bfloat16 products (AMX, AVX512-BF16)");
-#endif
+  SF_IF_BF16("convolve_", { run(c, static_cast<uint16_t*>(output.mutable_data_ptr())); });
 }
 
 bool has_bf16() { return bf16_available(); }

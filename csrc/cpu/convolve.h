@@ -18,7 +18,7 @@ namespace stadfast::cpu {
 constexpr int64_t kTile = 16, kDepth = 32, kChannels = 32;  // pixels of a tile, values of each; channels of a block
 constexpr int64_t kFilterBlock = kDepth * kChannels, kBytes = sizeof(uint16_t);
 constexpr int64_t kMaxWindows = 32;        // rows that two tiles of pixels see
-constexpr int64_t kManyFilters = 1 << 20;  // bytes that leave no room for features in a core's second cache
+constexpr int64_t kManyFilters = 1 << 20;  // bytes that leave no room for features in a core's L2 cache
 constexpr double kGrain = 2e6;             // multiplications below which a second thread costs more than it brings
 
 // Sizes and memory, in elements. Channels and filters are those of one group.
@@ -55,9 +55,8 @@ inline Convolution prepare(const Layout& in, const Tensor& filters, const Tensor
                            const std::vector<int64_t>& kernel, int64_t stride, const std::vector<int64_t>& padding,
                            int64_t groups, bool rectify) {
   Convolution c{};
-  SF_CHECK(kernel.size() == 2 && padding.size() == 2 && groups >= 1 && stride >= 1 && kernel[0] >= 1 &&
-               kernel[1] >= 1 && padding[0] >= 0 && padding[0] < kMaxExtent && padding[1] >= 0 &&
-               padding[1] < kMaxExtent,
+  SF_CHECK(kernel.size() == 2 && padding.size() == 2 && within(1, groups) && within(1, stride) &&
+               within(1, kernel[0]) && within(1, kernel[1]) && within(0, padding[0]) && within(0, padding[1]),
            "expected two kernel sizes, a stride, two paddings, and groups");
   SF_CHECK(kernel[0] + stride <= kMaxWindows, "expected kernel rows and stride of at most 32 together");
   c.in = in, c.groups = groups, c.channels = in.channels / groups, c.filters = bias.numel() / groups;
@@ -93,6 +92,17 @@ inline Convolution prepare(Tensor& input, const Tensor& filters, const Tensor& b
   return c;
 }
 
+// The body, on a processor that multiplies bfloat16; an error in words anywhere else.
+#ifdef SF_TILES
+#define SF_IF_BF16(OP, ...)                                                                          \
+  do {                                                                                               \
+    SF_CHECK(bf16_available(), OP ": this processor does not multiply bfloat16 (AMX, AVX512-BF16)"); \
+    __VA_ARGS__                                                                                      \
+  } while (false)
+#else
+#define SF_IF_BF16(OP, ...) SF_CHECK(false, OP ": compiled without bfloat16 products (AMX, AVX512-BF16)")
+#endif
+
 #ifdef SF_TILES
 
 // Two tiles of pixels: where in the rows under their windows each begins, the second so many rows below; from pixel to
@@ -113,7 +123,7 @@ SF_TILED inline void multiply_tiles(const Convolution& c, const Tiles& tiles, co
   for (int64_t row = 0; row < c.kernel_rows; ++row) {
     const uint16_t *a = tiles.windows[row] + tiles.first, *b = tiles.windows[row + tiles.second_row] + tiles.second;
     for (int64_t i = 0; i < length; i += kDepth, filters += kFilterBlock) {
-      _tile_stream_loadd(6, filters, 64);  // past the first cache, which the rows need
+      _tile_stream_loadd(6, filters, 64);  // past the L1 cache, which the rows need
       _tile_stream_loadd(7, filters + kFilterBlock / 2, 64);
       _tile_loadd(4, a + i, pixel);
       _tile_dpbf16ps(0, 4, 6);
@@ -237,7 +247,7 @@ class Rows {
     const uint16_t* from = c_.input_row(image, row, group);
     std::memset(to, 0, c_.columns_left * c_.channels * kBytes);
     to += c_.columns_left * c_.channels;
-    if (c_.in.pixel_stride == c_.channels) {
+    if (c_.in.pixel_stride == c_.channels || c_.in.width == 1) {
       std::memcpy(to, from, c_.in.width * c_.channels * kBytes);
       to += c_.in.width * c_.channels;
     } else {

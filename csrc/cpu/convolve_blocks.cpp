@@ -15,12 +15,9 @@ Tensor convolve_blocks(Tensor input, Tensor filters, Tensor bias, int64_t groups
   std::vector<Convolution> chain = prepare_blocks(in, filters, bias, groups);
   chain[0].input = static_cast<const uint16_t*>(input.const_data_ptr());
   Tensor output = empty_features(input, chain.back().out);
-#ifdef SF_TILES
-  SF_CHECK(bf16_available(), "convolve_blocks: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
-  run_blocks(chain, [&] { return CopiedRows{chain[0]}; }, static_cast<uint16_t*>(output.mutable_data_ptr()));
-#else
-  SF_CHECK(false, "convolve_blocks: compiled without bfloat16 products (AMX, AVX512-BF16)");
-#endif
+  SF_IF_BF16("convolve_blocks", {
+    run_blocks(chain, [&] { return CopiedRows{chain[0]}; }, static_cast<uint16_t*>(output.mutable_data_ptr()));
+  });
   return output;
 }
 

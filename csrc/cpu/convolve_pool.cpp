@@ -30,12 +30,7 @@ Tensor convolve_pool(Tensor input, Tensor filters, Tensor bias, std::vector<int6
   Tensor output = torch::stable::empty(
       {stem.c.out.batch, stem.c.out.channels, stem.down.outputs(), stem.along.outputs()}, ScalarType::BFloat16,
       std::nullopt, input.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-#ifdef SF_TILES
-  SF_CHECK(bf16_available(), "convolve_pool: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
-  run(stem, static_cast<uint16_t*>(output.mutable_data_ptr()));
-#else
-  SF_CHECK(false, "convolve_pool: compiled without bfloat16 products (AMX, AVX512-BF16)");
-#endif
+  SF_IF_BF16("convolve_pool", { run(stem, static_cast<uint16_t*>(output.mutable_data_ptr())); });
   return output;
 }
 

@@ -1,20 +1,12 @@
 // A convolution's result, pooled row by row: only the rows under a pooling window are there.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "convolve.h"
+#include "pooling.h"
 
 namespace stadfast::cpu {
-
-// A window along one side of the convolution's result.
-struct Pooling {
-  int64_t size, stride, padding, extent;
-  int64_t outputs() const { return (extent + 2 * padding - size) / stride + 1; }
-  int64_t begin(int64_t out) const { return std::max<int64_t>(0, out * stride - padding); }
-  int64_t end(int64_t out) const { return std::min(extent, out * stride - padding + size); }
-};
 
 // A convolution with a rectifier, and the max pooling behind it.
 struct Stem {
@@ -27,14 +19,14 @@ struct Stem {
 inline Stem prepare_stem(Tensor& input, const Tensor& filters, const Tensor& bias, const std::vector<int64_t>& kernel,
                          int64_t stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& pooling) {
   Convolution c = prepare(input, filters, bias, kernel, stride, padding, 1, true);
-  const auto fits = [&](int64_t padded, int64_t side) {
-    return padded >= 0 && 2 * padded <= pooling[0] && side + 2 * padded >= pooling[0];
-  };
-  SF_CHECK(pooling.size() == 4 && pooling[0] >= 1 && pooling[0] < kMaxWindows && pooling[1] >= 1 &&
-               fits(pooling[2], c.out.height) && fits(pooling[3], c.out.width),
-           "expected a pooling window's size that fits, a stride, and paddings of at most half the size");
   c.row_by_row = true;
-  return {c, {pooling[0], pooling[1], pooling[2], c.out.height}, {pooling[0], pooling[1], pooling[3], c.out.width}};
+  SF_CHECK(pooling.size() == 4 && pooling[0] < kMaxWindows,
+           "expected a pooling window's size below 32, a stride, and two paddings");
+  const Stem stem{
+      c, {pooling[0], pooling[1], pooling[2], c.out.height}, {pooling[0], pooling[1], pooling[3], c.out.width}};
+  SF_CHECK(stem.down.fits() && stem.along.fits(),
+           "expected a pooling window that fits, a stride, and paddings of at most half the window");
+  return stem;
 }
 
 #ifdef SF_TILES

@@ -15,12 +15,9 @@ Tensor convolve_pool_blocks(Tensor input, Tensor filters, Tensor bias, std::vect
   const Stem stem = prepare_stem(input, filters, bias, kernel, stride, padding, pooling);
   const std::vector<Convolution> chain = prepare_blocks(stem.pooled(), block_filters, block_bias, groups);
   Tensor output = empty_features(input, chain.back().out);
-#ifdef SF_TILES
-  SF_CHECK(bf16_available(), "convolve_pool_blocks: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
-  run_blocks(chain, [&] { return PooledRows(stem, groups); }, static_cast<uint16_t*>(output.mutable_data_ptr()));
-#else
-  SF_CHECK(false, "convolve_pool_blocks: compiled without bfloat16 products (AMX, AVX512-BF16)");
-#endif
+  SF_IF_BF16("convolve_pool_blocks", {
+    run_blocks(chain, [&] { return PooledRows(stem, groups); }, static_cast<uint16_t*>(output.mutable_data_ptr()));
+  });
   return output;
 }
 

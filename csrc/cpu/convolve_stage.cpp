@@ -47,12 +47,9 @@ Tensor convolve_stage(Tensor input, Tensor filters, Tensor bias, Tensor shortcut
   SF_CHECK(first.filters == shortcut.filters, "convolve_stage: expected a shortcut with as many channels");
   const std::vector<Convolution> chain = prepare_blocks(first.out, block_filters, block_bias, groups, true);
   Tensor output = empty_features(input, chain.back().out);
-#ifdef SF_TILES
-  SF_CHECK(bf16_available(), "convolve_stage: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
-  run_blocks(chain, [&] { return StridedRows(first, shortcut); }, static_cast<uint16_t*>(output.mutable_data_ptr()));
-#else
-  SF_CHECK(false, "convolve_stage: compiled without bfloat16 products (AMX, AVX512-BF16)");
-#endif
+  SF_IF_BF16("convolve_stage", {
+    run_blocks(chain, [&] { return StridedRows(first, shortcut); }, static_cast<uint16_t*>(output.mutable_data_ptr()));
+  });
   return output;
 }
 

@@ -18,7 +18,6 @@ using torch::headeronly::Half;
 constexpr int64_t kBlock = 256;
 constexpr int kBunch = 4;
 
-#define SF_INLINE inline __attribute__((always_inline))
 #define SF_BODY               \
   template <class T, class A> \
   SF_INLINE void

@@ -1,7 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -9,6 +8,7 @@
 #include "../check.h"
 #include "../layout.h"
 #include "../macros.h"
+#include "pooling.h"
 
 namespace stadfast::cpu {
 namespace {
@@ -19,7 +19,7 @@ constexpr int64_t kGrain = 16384;  // elements read below which a second thread 
 // every NaN becomes the largest, so that it wins as it does in PyTorch. Integers, because halves then need no
 // widening.
 template <class I>
-inline __attribute__((always_inline)) I key(I bits, I infinity) {
+SF_INLINE I key(I bits, I infinity) {
   constexpr I kLargest = std::numeric_limits<I>::max();
   const I magnitude = I(bits & kLargest);
   const I ordered = I(bits ^ (I(bits >> (8 * sizeof(I) - 1)) & kLargest));
@@ -27,7 +27,7 @@ inline __attribute__((always_inline)) I key(I bits, I infinity) {
 }
 
 template <class I>
-inline __attribute__((always_inline)) void raise_body(const I* in, int64_t n, I infinity, I* out) {
+SF_INLINE void raise_body(const I* in, int64_t n, I infinity, I* out) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const I value = key(in[i], infinity);
@@ -36,13 +36,13 @@ inline __attribute__((always_inline)) void raise_body(const I* in, int64_t n, I 
 }
 
 template <class I>
-inline __attribute__((always_inline)) void raise_keys_body(const I* in, int64_t n, I* out) {
+SF_INLINE void raise_keys_body(const I* in, int64_t n, I* out) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) out[i] = in[i] > out[i] ? in[i] : out[i];
 }
 
 template <class I>
-inline __attribute__((always_inline)) void restore_body(int64_t n, I* values) {
+SF_INLINE void restore_body(int64_t n, I* values) {
   constexpr I kLargest = std::numeric_limits<I>::max();
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) values[i] = I(values[i] ^ (I(values[i] >> (8 * sizeof(I) - 1)) & kLargest));
@@ -51,8 +51,7 @@ inline __attribute__((always_inline)) void restore_body(int64_t n, I* values) {
 // The usual window has three rows and columns: all at once, nothing is read or written twice. At a border, where there
 // are fewer, one comes twice.
 template <class I>
-inline __attribute__((always_inline)) void highest_of_rows_body(const I* a, const I* b, const I* c, int64_t n,
-                                                                I infinity, I* out) {
+SF_INLINE void highest_of_rows_body(const I* a, const I* b, const I* c, int64_t n, I infinity, I* out) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const I first = key(a[i], infinity), second = key(b[i], infinity), third = key(c[i], infinity);
@@ -62,8 +61,7 @@ inline __attribute__((always_inline)) void highest_of_rows_body(const I* a, cons
 }
 
 template <class I>
-inline __attribute__((always_inline)) void highest_of_columns_body(const I* a, const I* b, const I* c, int64_t n,
-                                                                   I* out) {
+SF_INLINE void highest_of_columns_body(const I* a, const I* b, const I* c, int64_t n, I* out) {
   constexpr I kLargest = std::numeric_limits<I>::max();
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
@@ -88,14 +86,6 @@ inline __attribute__((always_inline)) void highest_of_columns_body(const I* a, c
 SF_LEAVES(int16_t)
 SF_LEAVES(int32_t)
 
-// Along one axis of `extent` inputs.
-struct Axis {
-  int64_t size, stride, padding, extent;
-  int64_t begin(int64_t out) const { return std::max<int64_t>(0, out * stride - padding); }
-  int64_t end(int64_t out) const { return std::min(extent, out * stride - padding + size); }
-  int64_t outputs() const { return (extent + 2 * padding - size) / stride + 1; }
-};
-
 // Pixels whose channels are neighbours.
 struct Block {
   Tensor tensor;
@@ -109,11 +99,8 @@ struct Block {
 };
 
 Block read(const Tensor& tensor) {
-  Block block{tensor, {}};
-  if (!find_layout(block.tensor, &block.layout) || block.layout.channel_stride != 1) {
-    block.tensor = torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
-    find_layout(block.tensor, &block.layout);
-  }
+  Block block;
+  block.tensor = interleaved(tensor, &block.layout);
   return block;
 }
 
@@ -126,7 +113,7 @@ void raise_row(const I* row, const Layout& in, I infinity, I* columns) {
 
 // One row of the result: the maximum down the columns first, in long loops, then along the row.
 template <class I>
-void pool_columns(const I* columns, const Axis& axis, int64_t channels, I* out) {
+void pool_columns(const I* columns, const Pooling& axis, int64_t channels, I* out) {
   const int64_t width = axis.outputs();
   if (axis.size == 3) {
     for (int64_t x = 0; x < width; ++x) {
@@ -144,7 +131,8 @@ void pool_columns(const I* columns, const Axis& axis, int64_t channels, I* out) 
 
 // `above`: the rows before those of `block`; may have none.
 template <class I>
-void pool(const Block& above, const Block& block, const Axis& down, const Axis& along, I infinity, Tensor& output) {
+void pool(const Block& above, const Block& block, const Pooling& down, const Pooling& along, I infinity,
+          Tensor& output) {
   I* target = static_cast<I*>(output.mutable_data_ptr());
   const int64_t height = down.outputs(), channels = block.layout.channels, run = along.extent * channels;
   const int64_t before = down.extent - block.layout.height;
@@ -175,9 +163,7 @@ Tensor max_pool2d(Tensor input, std::optional<Tensor> above, int64_t kernel, int
                   std::vector<int64_t> padding) {
   using torch::headeronly::MemoryFormat;
   SF_CHECK(input.dim() == 4, "max_pool2d: expected (B, C, H, W)");
-  SF_CHECK(kernel >= 1 && stride >= 1 && padding.size() == 2 && padding[0] >= 0 && 2 * padding[0] <= kernel &&
-               padding[1] >= 0 && 2 * padding[1] <= kernel,
-           "max_pool2d: expected kernel, stride >= 1 and 0 <= padding <= kernel / 2");
+  SF_CHECK(padding.size() == 2, "max_pool2d: expected two paddings");
   int64_t rows = input.size(2);
   if (above) {
     SF_CHECK(above->dim() == 4 && above->size(0) == input.size(0) && above->size(1) == input.size(1) &&
@@ -185,11 +171,12 @@ Tensor max_pool2d(Tensor input, std::optional<Tensor> above, int64_t kernel, int
              "max_pool2d: expected rows above of the input's batch, channels, width and dtype");
     rows += above->size(2);
   }
-  SF_CHECK(input.size(1) >= 1 && input.size(1) < kMaxExtent && rows < kMaxExtent && input.size(3) < kMaxExtent,
-           "max_pool2d: too large");
-  const Axis down{kernel, stride, padding[0], rows}, along{kernel, stride, padding[1], input.size(3)};
-  SF_CHECK(rows + 2 * padding[0] >= kernel && input.size(3) + 2 * padding[1] >= kernel,
-           "max_pool2d: the window is larger than the padded input");
+  SF_CHECK(within(1, input.size(1)) && rows < kMaxExtent && input.size(3) < kMaxExtent, "max_pool2d: too large");
+  const Pooling down{kernel, stride, padding[0], rows}, along{kernel, stride, padding[1], input.size(3)};
+  SF_CHECK(
+      down.fits() && along.fits(),
+      "max_pool2d: expected kernel, stride >= 1 and 0 <= padding <= kernel / 2, and no window larger than the padded "
+      "input");
   const Block block = read(input), before = above ? read(*above) : block;
   Tensor output =
       torch::stable::empty({input.size(0), input.size(1), down.outputs(), along.outputs()}, input.scalar_type(),

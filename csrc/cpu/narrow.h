@@ -7,10 +7,12 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../macros.h"
+
 namespace stadfast::cpu {
 
 template <class T, class A>
-inline __attribute__((always_inline)) T narrow(A value) {
+SF_INLINE T narrow(A value) {
   using torch::headeronly::BFloat16;
   if constexpr (std::is_same_v<T, BFloat16>) {
     uint32_t bits;

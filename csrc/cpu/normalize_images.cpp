@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <optional>
 #include <vector>
 
 #include "../check.h"
 #include "../macros.h"
+#include "narrow.h"
 
 namespace stadfast::cpu {
 namespace {
@@ -15,15 +15,8 @@ namespace {
 constexpr int64_t kGrain = 32768;  // values below which a second thread costs more than it brings
 constexpr int64_t kChannels = 3;
 
-// Round to nearest, ties to even; every NaN stays one.
-inline __attribute__((always_inline)) uint16_t to_bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
-
-inline __attribute__((always_inline)) float to_float(float value) { return value; }
+SF_INLINE uint16_t to_bfloat16(float value) { return narrow<torch::headeronly::BFloat16>(value).x; }
+SF_INLINE float to_float(float value) { return value; }
 
 // scale, shift: one per value of a row, as the channels take turns
 #define SF_ROW(IN, OUT, STORE)                                                                              \

@@ -16,8 +16,6 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-#define SF_INLINE inline __attribute__((always_inline))
-
 // Planar channels are taken in bunches, so that the sums are not loaded and stored for every channel.
 constexpr int64_t kBunch = 4;
 

@@ -26,7 +26,7 @@ struct Block {
 
 #define SF_BODY               \
   template <class T, class A> \
-  inline __attribute__((always_inline)) void
+  SF_INLINE void
 
 SF_BODY sift_body(const T* scores, int64_t n, Key<A> low, Key<A> high, Block<Key<A>>* block) {
   Key<A> keys[kBlock];

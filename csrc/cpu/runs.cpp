@@ -17,11 +17,11 @@ bool any_zero_byte(uint64_t word) { return (word - kOnes) & ~word & (kOnes << 7)
 
 void find_runs(const uint8_t* pixels, int32_t row, int32_t width, std::vector<Run>* runs) {
   for (int32_t x = 0; x < width;) {
-    while (x + 8 <= width && eight_bytes(pixels + x) == 0) x += 8;
+    while (width - x >= 8 && eight_bytes(pixels + x) == 0) x += 8;
     while (x < width && pixels[x] == 0) ++x;
     if (x == width) return;
     const int32_t begin = x;
-    while (x + 8 <= width && !any_zero_byte(eight_bytes(pixels + x))) x += 8;
+    while (width - x >= 8 && !any_zero_byte(eight_bytes(pixels + x))) x += 8;
     while (x < width && pixels[x] != 0) ++x;
     runs->push_back({row, begin, x, int32_t(runs->size())});
   }

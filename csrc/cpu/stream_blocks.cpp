@@ -112,12 +112,7 @@ void stream_blocks_(Tensor output, Tensor input, Tensor carried, Tensor filters,
   input = interleaved(input, &in);
   Stream s = prepare_stream(output, in, carried, filters, bias, groups);
   s.chain[0].input = static_cast<const uint16_t*>(input.const_data_ptr());
-#ifdef SF_TILES
-  SF_CHECK(bf16_available(), "stream_blocks_: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
-  stream(s, [&] { return CopiedRows{s.chain[0]}; });
-#else
-  SF_CHECK(false, "stream_blocks_: compiled without bfloat16 products (AMX, AVX512-BF16)");
-#endif
+  SF_IF_BF16("stream_blocks_", { stream(s, [&] { return CopiedRows{s.chain[0]}; }); });
 }
 
 // input .. pooling: as of convolve_pool; the rest: as of stream_blocks_
@@ -126,12 +121,7 @@ void stream_pool_blocks_(Tensor output, Tensor input, Tensor filters, Tensor bia
                          Tensor block_filters, Tensor block_bias, int64_t groups) {
   const Stem stem = prepare_stem(input, filters, bias, kernel, stride, padding, pooling);
   const Stream s = prepare_stream(output, stem.pooled(), carried, block_filters, block_bias, groups);
-#ifdef SF_TILES
-  SF_CHECK(bf16_available(), "stream_pool_blocks_: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
-  stream(s, [&] { return PooledRows(stem, groups); });
-#else
-  SF_CHECK(false, "stream_pool_blocks_: compiled without bfloat16 products (AMX, AVX512-BF16)");
-#endif
+  SF_IF_BF16("stream_pool_blocks_", { stream(s, [&] { return PooledRows(stem, groups); }); });
 }
 
 // output, carried .. groups: as of stream_blocks_, with one of block_filters less; input: (1, I, (H - 1) * stride + 3,
@@ -153,13 +143,10 @@ void stream_stage_(Tensor output, Tensor input, Tensor filters, Tensor bias, Ten
                kept.width == beside.out.width,
            "stream_stage_: expected memory for the shortcut (1, C, >= H, W), bfloat16, channels_last");
   beside.out.pixel_stride = kept.pixel_stride;
-#ifdef SF_TILES
-  SF_CHECK(bf16_available(), "stream_stage_: this processor does not multiply bfloat16 (AMX, AVX512-BF16)");
-  uint16_t* memory = static_cast<uint16_t*>(shortcut.mutable_data_ptr());
-  stream(s, [&] { return StridedRows(first, beside, kept, memory); });
-#else
-  SF_CHECK(false, "stream_stage_: compiled without bfloat16 products (AMX, AVX512-BF16)");
-#endif
+  SF_IF_BF16("stream_stage_", {
+    uint16_t* memory = static_cast<uint16_t*>(shortcut.mutable_data_ptr());
+    stream(s, [&] { return StridedRows(first, beside, kept, memory); });
+  });
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ constexpr int64_t kGrain = 16384;  // output pixels below which a second thread 
 
 #define SF_BODY      \
   template <class A> \
-  inline __attribute__((always_inline)) void
+  SF_INLINE void
 
 SF_BODY stretch_body(const A* row, const int32_t* lower, const int32_t* upper, const A* weight, int64_t n, A* out) {
 #pragma omp simd

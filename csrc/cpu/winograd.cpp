@@ -54,10 +54,8 @@ Winograd<T> prepare(Tensor& output, Tensor& input, const Tensor& filters, const 
   c.rectify = rectify;
   const ScalarType type = filters.scalar_type();
   SF_CHECK(is_features(input, type), "winograd_: expected an input (B, C, H, W), of the filters' type");
-  SF_CHECK(
-      padding.size() == 2 && padding[0] >= 0 && padding[0] < kMaxExtent && padding[1] >= 0 && padding[1] < kMaxExtent,
-      "winograd_: expected two paddings");
-  SF_CHECK(groups >= 1, "winograd_: expected at least one group");
+  SF_CHECK(padding.size() == 2 && within(0, padding[0]) && within(0, padding[1]) && within(1, groups),
+           "winograd_: expected two paddings, and groups");
   input = interleaved(input, &c.in);
   c.groups = groups, c.channels = c.in.channels / groups, c.filters = bias.numel();
   c.rows_above = padding[0], c.columns_left = padding[1];

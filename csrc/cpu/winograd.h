@@ -9,13 +9,14 @@
 
 #include "../check.h"
 #include "../layout.h"
+#include "../macros.h"
 
 namespace stadfast::cpu {
 
 constexpr int64_t kSide = 4, kPlaces = kSide * kSide;  // of a tile of the input
 constexpr int64_t kPanel = 16;                         // filters side by side
 constexpr int64_t kTogether = 6;                       // tiles whose sums fill the registers
-constexpr int kSecondCache = 2;                        // as __builtin_prefetch calls it
+constexpr int kL2Cache = 2;                            // as __builtin_prefetch calls it
 
 // Sizes and memory, in elements. Channels are those of one group, filters those of all.
 template <class T>
@@ -75,8 +76,6 @@ const T* weights_of(const Winograd<T>& c, const TileBlock<T>& block, int64_t pla
   if (filter >= block.filters()) place = (place + 1) % kPlaces, filter = 0;
   return c.weights + (place * c.filters + block.first_filter + filter) * c.channels;
 }
-
-#define SF_INLINE inline __attribute__((always_inline))
 
 // N floats, wherever they lie. In a class, since gcc forgets the attributes of an alias of its own.
 template <int N>
@@ -143,7 +142,7 @@ SF_INLINE void multiply(const float* values, const float* weights, int64_t chann
                         int64_t filters, const float* next) {
   Floats<N> sums[kTogether][kVectors] = {};
   for (int64_t k = 0; k < channels; ++k, weights += kPanel, next += kPanel) {
-    __builtin_prefetch(next, 0, kSecondCache);
+    __builtin_prefetch(next, 0, kL2Cache);
     Floats<N> row[kVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) row[j] = floats<N>(weights + j * N / kPanel * panel + j * N % kPanel);

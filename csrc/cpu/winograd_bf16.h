@@ -54,7 +54,7 @@ SF_TILED inline void multiply(const uint16_t* values, const uint16_t* weights, i
 #pragma GCC unroll 4
     for (int j = 0; j < kPanels; ++j) sums[i][j] = _mm512_setzero_ps();
   for (int64_t k = 0; k < channels; k += 2, weights += 2 * kPanel, next += 2 * kPanel) {  // pairs of channels
-    __builtin_prefetch(next, 0, kSecondCache);
+    __builtin_prefetch(next, 0, kL2Cache);
     __m512bh row[kPanels];
 #pragma GCC unroll 4
     for (int j = 0; j < kPanels; ++j) row[j] = (__m512bh)_mm512_loadu_si512(weights + j * panel);

@@ -72,7 +72,6 @@ class Ring {
   const Stamp* stamps(Segment view) const { return stamps_.data() + view.begin % slots_; }
   int64_t line_bytes() const { return line_bytes_; }
   int64_t stride() const { return stride_; }  // bytes from one line to the next: line_bytes, rounded up to 64
-  int64_t capacity() const { return capacity_; }
 
  private:
   using Lock = std::unique_lock<std::mutex>;

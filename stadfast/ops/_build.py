@@ -24,7 +24,7 @@ LINESCAN = "_linescan"
 
 # LibTorch's stable ABI as of 2.11: one library runs on every torch from 2.11 on, whichever it was built with.
 _COMMON = ["-O3", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-_CXX = [*_COMMON, "-fopenmp-simd", "-fvisibility=hidden"]
+_CXX = [*_COMMON, "-fopenmp-simd", "-fno-math-errno", "-fvisibility=hidden"]  # errno: roots in vectors
 _NVCC = [*_COMMON, "-DUSE_CUDA", "-Xcompiler", "-fvisibility=hidden"]
 _LINESCAN = ["-O3", "-std=c++17", "-pthread", "-fopenmp-simd", "-fvisibility=hidden"]
 # Where neither a GPU nor TORCH_CUDA_ARCH_LIST says more; Jetson Orin takes the PTX of 8.0.

@@ -34,6 +34,8 @@ GEOMETRIES = [
     (1, 1, 20, 32, 6, 18, (3, 3), 1, (1, 1)),
     (1, 1, 32, 32, 4, 18, (1, 2), 2, (3, 4)),  # more padding than window
     (1, 2, 256, 256, 6, 64, (3, 3), 1, (0, 1)),  # filters larger than a core's cache
+    (2, 1, 3, 32, 1, 1, (3, 3), 1, (1, 1)),  # a single pixel, whose stride says nothing
+    (3, 1, 24, 32, 1, 1, (1, 1), 1, (0, 0)),
 ]
 
 
@@ -266,6 +268,36 @@ def test_mistakes(change: dict, message: str) -> None:
     given["output"] = interleaved(given["output"])
     with pytest.raises(RuntimeError, match=message):
         run(**given, geometry=geometry, relu=True)
+
+
+HUGE = 2**63 - 1
+
+
+@needs_bf16
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("convolve_", ([HUGE, 3], 2**62, [1, 1], 1, False)),
+        ("convolve_", ([3, 3], 1, [1, HUGE], 1, False)),
+        ("convolve_pool", ([3, 3], 1, [1, 1], [3, 1, HUGE, 0])),
+        ("convolve_pool", ([3, 3], 1, [1, 1], [3, HUGE, 0, HUGE])),
+        ("winograd_", ([1, 1], 2**60, False)),
+        ("max_pool2d", (HUGE, 1, [2**62, 0])),
+        ("max_pool2d", (2, HUGE, [1, 1])),
+    ],
+)
+def test_absurd_numbers_are_refused(name: str, arguments: tuple) -> None:
+    """Past Python's checks, as an archive may call: before a sum or a product of them overflows."""
+    x, weight, bias, residual = case(GEOMETRIES[0])
+    filters = ops.pack_filters(weight, winograd=name == "winograd_")
+    tensors = {
+        "convolve_": (torch.empty_like(residual), x, filters, bias, None),
+        "convolve_pool": (x, filters, bias),
+        "winograd_": (torch.empty_like(residual), x, filters, bias, None),
+        "max_pool2d": (x, None),
+    }[name]
+    with pytest.raises(RuntimeError, match="expected"):
+        getattr(torch.ops.stadfast, name)(*tensors, *arguments)
 
 
 @pytest.mark.skipif(not ops.has_amx(), reason="this processor has no AMX: all tests ran without")
