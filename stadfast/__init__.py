@@ -7,7 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import backbones, data, errors, linescan, methods, metrics, ops, report, runtime, scale
+    from .data import Folder, MVTecLayout
+    from .errors import StadfastError
+    from .methods import (
+        STPM,
+        Detector,
+        EnhancedTeacherSTPM,
+        FeatureImitation,
+        MultiresolutionKD,
+        PeerEnsemble,
+        Prediction,
+        ReconstructionSTPM,
+        StereotypeDeepening,
+        load,
+    )
+    from .report import evaluate
+    from .runtime import Scorer
+    from .runtime.export import export
 
 __version__ = "0.1.0"
 
@@ -26,7 +46,7 @@ _HOME = {
     "MVTecLayout": "data",
     "evaluate": "report",
     "Scorer": "runtime",
-    "export": "runtime",
+    "export": "runtime.export",
     "StadfastError": "errors",
 }
 _ROOMS = (
@@ -56,7 +76,35 @@ def _loader(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
 
 _load = _loader(__name__, _HOME)
 
-__all__ = [*_HOME, *_ROOMS, "__version__"]
+__all__ = [
+    "STPM",
+    "Detector",
+    "EnhancedTeacherSTPM",
+    "FeatureImitation",
+    "Folder",
+    "MVTecLayout",
+    "MultiresolutionKD",
+    "PeerEnsemble",
+    "Prediction",
+    "ReconstructionSTPM",
+    "Scorer",
+    "StadfastError",
+    "StereotypeDeepening",
+    "__version__",
+    "backbones",
+    "data",
+    "errors",
+    "evaluate",
+    "export",
+    "linescan",
+    "load",
+    "methods",
+    "metrics",
+    "ops",
+    "report",
+    "runtime",
+    "scale",
+]
 
 
 def __getattr__(name: str) -> Any:

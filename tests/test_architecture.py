@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def violations(path: Path) -> list[str]:
     for line, name in imports(path):
         first, *rest = name.split(".")
         if first == "stadfast":
-            other = stadfast._HOME.get(rest[0], rest[0]) if rest else ""
+            other = stadfast._HOME.get(rest[0], rest[0]).split(".")[0] if rest else ""
             fine = other in rooms | COMMON | {room, "__version__", "_loader"} - (
                 {room} if room in COMMON else set()
             )
@@ -96,6 +97,29 @@ def test_the_rule_sees_what_it_forbids(tmp_path: Path, monkeypatch: pytest.Monke
     lines = ["import torch", "def f():", *(f"    {line}" for line in inside), "from .. import data"]
     bad.write_text("\n".join(lines))
     assert len(violations(bad)) == 3
+
+
+def seen_by_checkers(path: Path) -> dict[str, str]:
+    """Name -> module of what a package imports for type checkers alone; "" of modules."""
+    found: dict[str, str] = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            froms = [line for line in node.body if isinstance(line, ast.ImportFrom)]
+            found |= {alias.name: line.module or "" for line in froms for alias in line.names}
+    return found
+
+
+LAZY = ("", ".data", ".methods", ".linescan", ".linescan.sources", ".linescan.sinks")
+
+
+@pytest.mark.parametrize("name", ["stadfast" + name for name in LAZY])
+def test_type_checkers_see_what_is_loaded_at_first_use(name: str) -> None:
+    package = import_module(name)
+    rooms = dict.fromkeys(getattr(package, "_ROOMS", ()), "")
+    assert seen_by_checkers(Path(package.__file__)) == package._HOME | rooms
+    extra = {"stadfast": {"__version__"}, "stadfast.methods": {"METHODS", "create", "load"}}
+    assert {*package.__all__} == {*package._HOME, *rooms} | extra.get(name, set())
+    assert dir(package) == sorted(package.__all__)
 
 
 def lookups(path: Path) -> Iterator[tuple[str, str]]:

@@ -49,6 +49,7 @@ def score(
         }
         for files, out in detector.stream(images, **options):
             for index, path in enumerate(files):
+                assert isinstance(path, Path)  # arrays would have numbers
                 value, defective = float(out.pred_score[index]), bool(out.pred_label[index])
                 results.append({"path": path, "score": value, "defective": defective})
                 if json != "-":

@@ -71,6 +71,10 @@ def __getattr__(name: str) -> Any:
     return _load(name)
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def create(method: str, **arguments: Any) -> Detector:
     """An unfitted detector by its method's identifier (the command line's ``--method``).
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ... import _loader
+
+if TYPE_CHECKING:
+    from .journal import CsvTable, JsonLines
+    from .metrics import PrometheusFile, PrometheusServer
+    from .network import TcpLines, WebHook
+    from .thumbnails import Thumbnails
 
 _HOME = {
     "CsvTable": "journal",
@@ -14,7 +22,15 @@ _HOME = {
     "WebHook": "network",
 }
 
-__all__ = list(_HOME)
+__all__ = [
+    "CsvTable",
+    "JsonLines",
+    "PrometheusFile",
+    "PrometheusServer",
+    "TcpLines",
+    "Thumbnails",
+    "WebHook",
+]
 
 
 __getattr__ = _loader(__name__, _HOME)

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ... import _loader
+
+if TYPE_CHECKING:
+    from .base import NOTHING, ArraySource, Block, Notice, Source
+    from .cameras import GenICamCamera, VideoDevice
+    from .files import ImageFiles, WatchedFolder
+    from .raw import RawLines
+    from .simulator import GeneratedWeb, Paced
 
 _HOME = {
     "ArraySource": "base",
@@ -19,7 +28,20 @@ _HOME = {
     "WatchedFolder": "files",
 }
 
-__all__ = list(_HOME)
+__all__ = [
+    "NOTHING",
+    "ArraySource",
+    "Block",
+    "GenICamCamera",
+    "GeneratedWeb",
+    "ImageFiles",
+    "Notice",
+    "Paced",
+    "RawLines",
+    "Source",
+    "VideoDevice",
+    "WatchedFolder",
+]
 
 
 __getattr__ = _loader(__name__, _HOME)
