@@ -166,7 +166,11 @@ def rates(
     for precision in PRECISIONS:
         for rows in pushes:
             streamer = RowStreamer(
-                detector, widths[0], max(rows, 32) if method == "rstpm" else rows, device, precision
+                detector,
+                widths[0],
+                max(rows, 32) if method == "rstpm" else rows,
+                device=device,
+                precision=precision,
             )
             for width in widths:
                 streamer.set_width(width)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..methods.hardware import choose_device
-from .native import check_rows, check_strip, graph_of, whole_maps
+from .native import check_rows, check_strip, graph_of, graph_on, whole_maps
 from .streamer import RowStreamer
 
 _ROWS_AT_ONCE = 1024  # converted from the caller's tensor, so that the image is never copied whole
@@ -41,8 +41,9 @@ class NativeMaps:
         self._streamer = self._make_streamer() if depth_first else None
 
     def _make_streamer(self) -> RowStreamer:
-        arguments = (self._detector, 1, None, self._device, self._precision)
-        return RowStreamer(*arguments, downscale=self._downscale)
+        return RowStreamer(
+            self._detector, 1, device=self._device, precision=self._precision, downscale=self._downscale
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) or (3, H, W), uint8 or float in [0, 1] -> (B, 1, H, W) float32 on the CPU.
@@ -58,8 +59,11 @@ class NativeMaps:
             raise UsageError(f"images: expected no empty dimension, got {tuple(images.shape)}")
         small = images.shape[0] * images.shape[2] * width < _SMALL
         if self._depth_first is False or (self._depth_first is None and small):
-            graph, images = self._graph.to(self._device), images.to(self._device)
-            return whole_maps(graph, images, self._downscale, precision=self._precision).cpu()
+            self._graph = graph_on(self._graph, self._device)
+            maps = whole_maps(
+                self._graph, images.to(self._device), self._downscale, precision=self._precision
+            )
+            return maps.cpu()
         self._streamer = self._streamer or self._make_streamer()
         if self._streamer.width != width:
             self._streamer.set_width(width)

@@ -124,6 +124,11 @@ def graph_of(detector: Any) -> Any:
     return graph
 
 
+def graph_on(graph: Any, device: torch.device) -> Any:
+    """The graph itself if it is on that device, else a copy: the caller's detector stays where it is."""
+    return graph if graph.preprocess.mean.device == device else copy.deepcopy(graph).to(device)
+
+
 def deepest_stride(network: nn.Module) -> int:
     """Rows and columns of native images are extended to a multiple of this."""
     stride = math.lcm(*(s for module in network.modules() for s in getattr(module, "strides", ())))

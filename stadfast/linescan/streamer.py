@@ -63,9 +63,9 @@ class RowStreamer:
         detector: Any,
         width: int,
         rows_per_push: int | None = None,
+        *,
         device: str | torch.device | None = None,
         precision: str = "fp32",
-        *,
         downscale: int = 1,
         flat_field: FlatField | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..methods.hardware import choose_device
 from .arguments import check_multiple
 from .flat_field import FlatField
-from .native import check_rows, check_strip, deepest_stride, graph_of, whole_maps
+from .native import check_rows, check_strip, deepest_stride, graph_of, graph_on, whole_maps
 
 
 class TiledStreamer:
@@ -42,10 +42,10 @@ class TiledStreamer:
         detector: Any,
         width: int,
         rows_per_push: int = 64,
+        *,
         overlap: int = 144,
         device: str | torch.device | None = None,
         precision: str = "fp32",
-        *,
         downscale: int = 1,
         flat_field: FlatField | None = None,
     ) -> None:
@@ -55,7 +55,7 @@ class TiledStreamer:
         rows_per_push = check_multiple("rows_per_push", rows_per_push, self.unit)
         overlap = check_multiple("overlap", overlap, self.unit)
         self._device = choose_device(str(device)) if device else graph.preprocess.mean.device
-        self._graph = graph.to(self._device)
+        self._graph = graph_on(graph, self._device)
         self._options: dict[str, Any] = {
             "downscale": downscale,
             "flat_field": flat_field,

@@ -83,7 +83,10 @@ def test_replays_go_on_from_the_given_state(cameras: int) -> None:
 def test_on_a_gpu(case: str, precision: str) -> None:
     """Strips of several cameras, of floats and of bytes, one after the other."""
     rows = 32 if case == "rstpm" else ROWS
-    streamers = [RowStreamer(detector(case), WIDTH, rows, device, precision) for device in ("cpu", "cuda")]
+    streamers = [
+        RowStreamer(detector(case), WIDTH, rows, device=device, precision=precision)
+        for device in ("cpu", "cuda")
+    ]
     for cameras, dtype in ((1, torch.float32), (2, torch.float32), (2, torch.uint8), (1, torch.float32)):
         image = strip(700, WIDTH, cameras)
         image = (image * 255).to(dtype) if dtype == torch.uint8 else image

@@ -8,7 +8,7 @@ import pytest
 import torch
 from strips import SMALL, assert_equal, detector, stream, strip, whole
 
-from stadfast.linescan import NativeMaps, TiledStreamer, images, native_maps
+from stadfast.linescan import NativeMaps, TiledStreamer, images, native, native_maps, tiles
 from stadfast.runtime.memory import resident_memory
 
 
@@ -62,8 +62,25 @@ def test_large_images_in_memory_bounded_by_the_width() -> None:
     assert_equal(maps[:, :, 3100:3300], part[:, :, 100:300])
 
 
+def test_another_device_leaves_the_detector_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = torch.device("meta")
+    for module in (images, tiles):
+        monkeypatch.setattr(module, "choose_device", lambda _: there)
+    used = []
+    monkeypatch.setattr(images, "whole_maps", lambda graph, *_, **__: used.append(graph) or torch.zeros(1))
+    graph = detector(SMALL).graph_
+    engine = NativeMaps(detector(SMALL), depth_first=False, device="cuda")
+    engine(strip(8, 8))
+    engine(strip(8, 8))
+    assert (used[0].preprocess.mean.device, used[1]) == (there, used[0])
+    TiledStreamer(detector(SMALL), 24, device="cuda")
+    assert graph.preprocess.mean.device.type == "cpu"
+    assert {p.device.type for p in graph.parameters()} == {"cpu"}
+    assert native.graph_on(graph, torch.device("cpu")) is graph
+
+
 def test_tiles_with_enough_overlap_are_exact_too() -> None:
     image = strip(150, 24)
-    tiles = TiledStreamer(detector(SMALL), 24, rows_per_push=32, overlap=96)
-    assert tiles.delay_rows == 96 + 31
-    assert_equal(torch.cat(stream(tiles, image, [1, 50]), dim=2), whole(SMALL, image))
+    tiled = TiledStreamer(detector(SMALL), 24, rows_per_push=32, overlap=96)
+    assert tiled.delay_rows == 96 + 31
+    assert_equal(torch.cat(stream(tiled, image, [1, 50]), dim=2), whole(SMALL, image))

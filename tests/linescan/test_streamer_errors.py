@@ -57,6 +57,12 @@ def test_errors_name_the_argument() -> None:
         RowStreamer(sf.STPM(), 16)
 
 
+@pytest.mark.parametrize("kind", [RowStreamer, TiledStreamer])
+def test_what_the_streamers_order_differently_goes_by_name(kind: Any) -> None:
+    with pytest.raises(TypeError, match="positional"):
+        kind(detector(SMALL), 16, 8, "cpu")
+
+
 def test_no_camera_has_an_empty_map() -> None:
     found = RowStreamer(detector(SMALL), 21, 8)
     maps = [found.push(strip(80, 21)[:0]) for _ in range(2)]
@@ -91,7 +97,7 @@ def test_a_global_term_is_named_and_tiles_are_offered() -> None:
         with pytest.raises(UsageError, match=rf"depend on .*{term}.*TiledStreamer"):
             RowStreamer(untrained(made), 32)
         image = strip(75, 32)
-        tiles = TiledStreamer(made, 32, 32, 32)
+        tiles = TiledStreamer(made, 32, 32, overlap=32)
         maps = torch.cat(stream(tiles, image, [20]), dim=2)
         assert maps.shape == (1, 1, 75, 32)
         first = native_maps(made, image[:, :, :64], depth_first=False)[
