@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from PIL import Image
 from stadfast.errors import SinkError, UsageError
 from stadfast.linescan import Callback
 from stadfast.linescan.observer import Run
+from stadfast.linescan.pictures import PALETTE, levels, thumbnail_png
 from stadfast.linescan.sinks import CsvTable, JsonLines, Thumbnails
 
 SPOTS, inspect = webs.SPOTS, webs.inspect_spots
@@ -125,8 +127,11 @@ def test_thumbnails(tmp_path, monkeypatch):
         height, width = event.thumbnail_map.shape
         assert image.shape == (height, 2 * width + 2, 3)
         assert np.array_equal(image[:, :width], np.broadcast_to(event.thumbnail, (height, width, 3)))
-        bright = image[:, width + 2 :, 0] > 127  # above the threshold
-        assert np.array_equal(bright, event.thumbnail_map > 0.5)
+        shown = Image.open(io.BytesIO(thumbnail_png(event.thumbnail, event.thumbnail_map, 0.5)))
+        assert np.array_equal(image, np.asarray(shown))  # on the page
+        colours = PALETTE[levels(event.thumbnail_map, 0.5)]
+        assert np.array_equal(image[:, width + 2 :], colours)
+        assert (np.ptp(colours, axis=2) > 0).any()  # not grey
 
 
 # ---------------------------------------------------------------- kill -9

@@ -12,9 +12,8 @@ import webs
 from pages import PATIENCE_S, STATUS, Live, events, get, message, serving
 from PIL import Image
 
-from stadfast.linescan import Inspector, Notice
+from stadfast.linescan import Inspector, Notice, pictures
 from stadfast.linescan.sources import ArraySource
-from stadfast.linescan.watch import pictures
 
 HOSTILE = "<script>alert(1)</script>\"'&\r\n\r\ndata: {}\x1b[2J\u202e\udcff.png"
 

@@ -9,8 +9,8 @@ import pytest
 import webs
 from pages import frame, get, message, until
 
-from stadfast.linescan import Notice
-from stadfast.linescan.watch import pictures, server, waterfall
+from stadfast.linescan import Notice, pictures
+from stadfast.linescan.watch import server, waterfall
 
 
 def test_a_frame_shows_the_lines_and_their_map(page):

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..observer import Event, Notice, Run, Status
-from .pictures import COLOURS, thumbnail_png
+from ..pictures import COLOURS, thumbnail_png
 
 _DEFECTS = 100
 _NOTICES = 50

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .pictures import eight_bits, heat_png, jpeg, levels
+from ..pictures import eight_bits, heat_png, jpeg, levels
 
 _COLUMNS = 960  # of the drawn strip, at most
 _ROWS = 960

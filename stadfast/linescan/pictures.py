@@ -1,4 +1,4 @@
-"""Pictures in the page's colours."""
+"""Pictures in the operator's page's colours."""
 
 from __future__ import annotations
 
