@@ -69,10 +69,6 @@ def functional(node: Node) -> Callable[..., Tensor]:
     return getattr(getattr(torch.ops.aten, operator_name(node)), target._overloadname)
 
 
-def first_result(node: Node) -> Node:
-    return next(user for user in node.users if user.args[1] == 0)
-
-
 def only_user(node: Node) -> Node | None:
     users = [user for user in node.users if user.users or user.op == "output"]
     return users[0] if len(users) == 1 else None
