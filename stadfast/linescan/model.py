@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..errors import UsageError
+from ..methods.graph import Preprocess
+from ..runtime.lowering import UnsupportedGraphError, finish, lower, lower_exported, resize
+from ..runtime.scorer import open_recorded
 from .convert import convert, convert_recorded
 from .native import deepest_stride, graph_of, is_archive, scale_ratios
 from .network import StripNetwork
@@ -47,8 +50,6 @@ def strip_model(detector: Any, downscale: int, precision: str) -> StripModel:
 
 def _of_archive(path: str | os.PathLike[str], downscale: int, precision: str) -> StripModel:
     """The archive's resizing is taken out; what is left has sizes in it, of which only the ratios are used."""
-    from ..methods.graph import Preprocess
-
     if downscale != 1:
         raise UsageError(
             f"downscale: expected 1 for the archive {path}, whose maps have their input's size, got {downscale}; "
@@ -68,9 +69,6 @@ def _of_archive(path: str | os.PathLike[str], downscale: int, precision: str) ->
 
 
 def _opened(path: str | os.PathLike[str], precision: str) -> tuple[fx.GraphModule, dict[str, Any]]:
-    from ..runtime.lowering import UnsupportedGraphError, lower, lower_exported
-    from ..runtime.scorer import open_recorded
-
     module, metadata, kind = open_recorded(path)
     if module is None:
         raise UsageError(
@@ -98,8 +96,6 @@ def _take_out_resizing(graph: fx.GraphModule, path: Any, size: tuple[int, int]) 
 
     An input of another size than the maps' becomes a scaled copy of the image.
     """
-    from ..runtime.lowering import finish, resize
-
     nodes = graph.graph.nodes
     (image,) = (node for node in nodes if node.op == "placeholder")
     inputs = [node for node in image.users if node.target is resize]

@@ -97,7 +97,7 @@ def test_what_cannot_be_streamed_says_why(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(UsageError, match=message):
             call()
     with monkeypatch.context() as patched:
-        patched.setattr("stadfast.runtime.scorer.open_recorded", lambda path: (None, {}, "onnx"))
+        patched.setattr("stadfast.linescan.model.open_recorded", lambda path: (None, {}, "onnx"))
         with pytest.raises(UsageError, match=r"TorchScript and torch.export archives, .* is onnx"):
             RowStreamer(tmp_path / "a.onnx", WIDTH)
     (tmp_path / "torn.pt").write_bytes(dynamic.read_bytes()[:1000])
