@@ -187,9 +187,12 @@ class Callback(Sink):
 class Fanout:
     """Several sinks as one. What a sink raises does not reach the others.
 
+    Args:
+        sinks: in the order in which they are told.
+        failed: called with each failure's notice, unless the notice itself cannot be told.
+
     Attributes:
         wants_rows: whether any of them overrides ``rows``.
-        faults: called with each failure's notice, unless the notice itself cannot be told.
     """
 
     def __init__(self, sinks: Sequence[Sink], failed: Callable[[Notice], None]) -> None:

@@ -29,7 +29,7 @@ class Notice:
 
     Attributes:
         kind: one word: ``start``, ``gap``, ``stall``, ``resumed``, ``lost``, ``reopened``, ``format``, ``truncated``,
-            ``unreadable``, ``sink``, ``end``.
+            ``unreadable``, ``sink``, ``page``, ``error``, ``end``.
         message: the same in words.
         line: number of the line where it happened, if it has a place.
         details: figures, as JSON has them.
