@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import RingClosedError, RingError, RingTimeoutError, UsageError
 from . import _extension
+from .arguments import check_positive, check_whole
 
 POLICIES = ("block", "drop_oldest", "drop_newest")  # in the order of csrc/linescan/ring.h
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
@@ -109,9 +110,8 @@ class RowRing:
     def __init__(
         self, width: int, capacity: int, channels: int = 1, dtype: Any = "uint8", overrun: str = "block"
     ) -> None:
-        for name, value in (("width", width), ("capacity", capacity), ("channels", channels)):
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"{name}: expected a positive integer, got {value!r}")
+        self.width, self.capacity = check_positive("width", width), check_positive("capacity", capacity)
+        self.channels = check_positive("channels", channels)
         try:
             self.dtype = np.dtype(dtype)
         except TypeError:
@@ -120,7 +120,6 @@ class RowRing:
             raise UsageError(f"dtype: expected uint8 or uint16, got {dtype!r}")
         if overrun not in POLICIES:
             raise UsageError(f"overrun: expected one of {', '.join(POLICIES)}, got {overrun!r}")
-        self.width, self.channels, self.capacity = int(width), int(channels), int(capacity)
         self.overrun = overrun
         extension = _extension.load()
         line_bytes = self.width * self.channels * self.dtype.itemsize
@@ -208,11 +207,8 @@ class RowRing:
             RingTimeoutError: the time is up; the lines that did come stay in the ring.
             RingError: views hold the whole ring, so that nothing can come; or another thread is taking.
         """
-        if not isinstance(rows, int | np.integer) or not 1 <= rows <= self.capacity:
-            raise UsageError(
-                f"rows: expected an integer from 1 to the capacity {self.capacity}, got {rows!r}"
-            )
-        taken = self._ring.take(int(rows), _nanoseconds(timeout), self.width, self.channels, self.dtype)
+        rows = check_whole("rows", rows, 1, self.capacity)
+        taken = self._ring.take(rows, _nanoseconds(timeout), self.width, self.channels, self.dtype)
         if isinstance(taken, tuple):
             return RowView(*taken)
         if taken == "end":

@@ -11,6 +11,9 @@ import numpy as np
 
 from ..errors import DataError, UsageError
 from . import _extension
+from .arguments import check_whole, is_whole
+
+_MOST = 2**31 - 1  # csrc/linescan counts in int32
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,15 @@ class DefectTracker:
         margin: int | tuple[int, int] = 0,
     ) -> None:
         high = low if high is None else high
-        limits = {"width": (width, 1), "min_area": (min_area, 1), "max_length": (max_length, 1),
-                  "merge_distance": (merge_distance, 0)}  # fmt: skip
-        for name, (value, least) in limits.items():
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if not whole or not least <= value < 2**31:
-                raise UsageError(f"{name}: expected an integer from {least}, got {value!r}")
+        width, min_area = check_whole("width", width, 1, _MOST), check_whole("min_area", min_area, 1, _MOST)
+        merge_distance = check_whole("merge_distance", merge_distance, 0, _MOST)
+        max_length = check_whole("max_length", max_length, 1, _MOST)
         if not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise UsageError(f"low, high: expected finite thresholds, low <= high, got {low!r}, {high!r}")
         left, right = checked_margin(margin)
         if left + right >= width:
             raise UsageError(f"margin: expected less than the map's {width} columns, got {left} and {right}")
-        self.width = int(width)
+        self.width = width
         self._seen = slice(left, self.width - right)
         self._pitch = checked_pitch(pixel_pitch)
         tracker = _extension.load().Tracker
@@ -217,8 +217,7 @@ def checked_margin(margin: Any) -> tuple[int, int]:
         UsageError: not one or two whole numbers from 0.
     """
     sides = tuple(margin) if isinstance(margin, tuple | list) else (margin, margin)
-    whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 0 for n in sides)
-    if len(sides) != 2 or not whole:
+    if len(sides) != 2 or not all(is_whole(n) and n >= 0 for n in sides):
         raise UsageError(f"margin: expected columns, or (left, right), from 0, got {margin!r}")
     return int(sides[0]), int(sides[1])
 

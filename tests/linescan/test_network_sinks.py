@@ -175,10 +175,18 @@ def test_an_error_of_any_kind_is_not_the_last_try(hook, monkeypatch):
     assert [i for _, i in got] == [0, 0, 0, 1, 2]
 
 
-@pytest.mark.parametrize("address", [("", 1), ("a", 0), ("a", 65536), (".x", 80), ("a..b", 80)])
+@pytest.mark.parametrize(
+    "address", [("", 1), ("a", 0), ("a", "80"), ("a", True), ("a", 65536), (".x", 80), ("a..b", 80)]
+)
 def test_tcp_addresses_that_are_none(address):
     with pytest.raises(UsageError, match="expected"):
         TcpLines(*address)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, "80", True])
+def test_ports_that_are_none(port):
+    with pytest.raises(UsageError, match="port: expected a whole number from 0 to 65535"):
+        PrometheusServer(port)
 
 
 @pytest.mark.parametrize(

@@ -362,7 +362,7 @@ def test_pushing_through_the_c_functions() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 0}, "width: expected a positive integer, got 0"),
+        ({"width": 0}, "width: expected a whole number from 1, got 0"),
         ({"capacity": 1.5}, "capacity: .* got 1.5"),
         ({"channels": True}, "channels: .* got True"),
         ({"dtype": "float32"}, "dtype: expected uint8 or uint16, got 'float32'"),
@@ -417,8 +417,8 @@ def test_wrong_numbers() -> None:
     for change in ({"timestamps": [1]}, {"encoder": [1.0, 2.0]}, {"timeout": -1}, {"timeout": float("nan")}):
         with pytest.raises(UsageError, match=next(iter(change))):
             ring.push(make_lines(0, 2), **change)
-    for rows in (0, 9, 2.0):
-        with pytest.raises(UsageError, match="rows: expected an integer from 1 to the capacity 8"):
+    for rows in (0, 9, 2.0, True):
+        with pytest.raises(UsageError, match="rows: expected a whole number from 1 to 8"):
             ring.take(rows)  # type: ignore[arg-type]
 
 

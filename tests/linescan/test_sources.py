@@ -67,6 +67,8 @@ def test_sizes_may_be_numpys():
     assert everything(GeneratedWeb(lines=size, block=size))[0].shape == (200, 256, 3)
     with pytest.raises(UsageError, match="block"):
         ArraySource(rows, np.bool_(True))
+    with pytest.raises(UsageError, match="first: expected a whole number from 0"):
+        GeneratedWeb(first=0.5)
 
 
 def test_generated_web_is_the_material():

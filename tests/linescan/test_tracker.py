@@ -291,10 +291,10 @@ def test_what_lies_in_the_margin_raises_no_event(margin: object, left: int, righ
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 0}, "width: expected an integer from 1, got 0"),
+        ({"width": 0}, "width: expected a whole number from 1 to 2147483647, got 0"),
         ({"width": 2.0}, "width: .* got 2.0"),
         ({"min_area": 0}, "min_area: "),
-        ({"merge_distance": -1}, "merge_distance: expected an integer from 0"),
+        ({"merge_distance": -1}, "merge_distance: expected a whole number from 0"),
         ({"max_length": 0}, "max_length: "),
         ({"low": float("nan")}, "low, high: expected finite"),
         ({"low": 0.9}, r"low, high: .*got 0.9, 0.8"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..._files import atomic_write
 from ...errors import SinkError, StadfastError
+from ..arguments import check_whole
 from ..observer import Event, Notice, Run, Sink, Status
 
 # name, type, help, field of Status
@@ -74,11 +75,14 @@ class PrometheusServer(_Figures):
 
     Attributes:
         port: the one in use, once open.
+
+    Raises:
+        UsageError: a port that is none.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         super().__init__()
-        self.port, self._host = port, host
+        self.port, self._host = check_whole("port", port, 0, 65535), host
         self._server: ThreadingHTTPServer | None = None
 
     def open(self, run: Run) -> None:

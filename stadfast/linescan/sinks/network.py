@@ -16,6 +16,7 @@ from abc import abstractmethod
 from typing import Any
 
 from ...errors import SinkError, UsageError
+from ..arguments import check_whole
 from ..observer import Event, Run, Sink, Status
 
 _TIMEOUT_S = 5.0
@@ -131,8 +132,9 @@ class TcpLines(_Sender):
     """
 
     def __init__(self, host: str, port: int) -> None:
-        if not host or not _is_name(host) or not 1 <= port <= 65535:
-            raise UsageError(f"host, port: expected a name and 1 to 65535, got {host!r}, {port!r}")
+        port = check_whole("port", port, 1, 65535)
+        if not host or not _is_name(host):
+            raise UsageError(f"host: expected a name, got {host!r}")
         super().__init__(f"{host}:{port}")
         self._address = (host, port)
         self._socket: socket.socket | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import UsageError
-from ..arguments import check_positive
+from ..arguments import check_positive, check_whole
 from .base import NOTHING, Block, Source
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ class GeneratedWeb(Source):
     ) -> None:  # fmt: skip
         from ...data import Material
 
+        first = check_whole("first", first, 0)
         self._end = math.inf if lines is None else first + check_positive("lines", lines)
         self._block = check_positive("block", block)
-        if first < 0:
-            raise UsageError(f"first: expected a row from 0, got {first!r}")
         self._web = Material(material, width, seed, defects=defects, defect_rate=defect_rate)
         self._first = self._next = first
         self.name = f"generated {material} web"

@@ -8,7 +8,8 @@ import threading
 
 import numpy as np
 
-from ...errors import SinkError, UsageError
+from ...errors import SinkError
+from ..arguments import check_whole
 from ..observer import Event, Notice, Run, Sink, Status
 from .access import Access
 from .board import Board
@@ -46,8 +47,7 @@ class OperatorPage(Sink):
     def __init__(
         self, port: int = 8765, host: str = "127.0.0.1", token: str | None = None, *, stay: bool = False
     ) -> None:
-        if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65535:
-            raise UsageError(f"port: expected 0 to 65535, got {port!r}")
+        port = check_whole("port", port, 0, 65535)
         self._access = Access(host, token)
         self.port, self._host, self._stay = port, host, stay
         self._board, self._waterfall = Board(), Waterfall()
