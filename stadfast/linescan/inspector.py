@@ -60,7 +60,8 @@ class Inspector:
         overlap: None: exact row streaming; else tiles with this overlap (:class:`TiledStreamer`), for methods that need
             it.
         device, precision, downscale, flat_field: see :class:`RowStreamer`.
-        overrun: ``"block"``, ``"drop_oldest"`` or ``"drop_newest"``, see :class:`RowRing`.
+        overrun: ``"block"``, ``"drop_oldest"`` or ``"drop_newest"``, see :class:`RowRing`; None: ``"drop_oldest"`` if
+            the source is live (a camera), as the lines would be lost uncounted in its driver; else ``"block"``.
         capacity: lines of the ring.
         on_fault: ``"recover"`` or ``"stop"``.
         stall_after: seconds.
@@ -92,7 +93,7 @@ class Inspector:
         precision: str = "fp32",
         downscale: int = 1,
         flat_field: FlatField | None = None,
-        overrun: str = "block",
+        overrun: str | None = None,
         capacity: int = 4096,
         on_fault: str = "recover",
         stall_after: float = 5.0,
@@ -104,6 +105,8 @@ class Inspector:
         capacity, history = check_positive("capacity", capacity), check_positive("history", history)
         downscale = check_positive("downscale", downscale)
         overlap = None if overlap is None else check_positive("overlap", overlap)
+        if overrun is None:
+            overrun = "drop_oldest" if source.live else "block"
         times = {"stall_after": stall_after, "retry_after": retry_after, "status_every": status_every}
         for name, seconds in times.items():
             if not seconds > 0:

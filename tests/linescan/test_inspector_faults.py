@@ -57,6 +57,14 @@ def test_lost_lines_are_counted_and_places_stay_right(overrun):
     assert kept in recorder.boxes
 
 
+@pytest.mark.parametrize(("live", "overrun"), [(True, "drop_oldest"), (False, "block")])
+def test_a_live_source_does_not_wait_unless_it_is_told_to(live, overrun):
+    source = Script(web(100, 16, []))
+    source.live = live
+    assert inspect(source)[1].runs[0].settings["overrun"] == overrun
+    assert inspect(source, overrun="block")[1].runs[0].settings["overrun"] == "block"
+
+
 def test_an_event_at_a_gap_says_so():
     lines = web(600, 16, [(60, 70, 2, 5), (390, 410, 2, 5), (560, 565, 2, 5)])
     strip = Strip(Brightness(16, 30), DefectTracker(16, THRESHOLD), 3, 1000, 7, (0.5, 0.5), 4096)

@@ -108,6 +108,7 @@ def test_paced_begins_anew_after_a_pause(now):
 def test_paced_keeps_the_rate_and_the_lines(now):
     rows = noise((100, 8, 1))
     source = Paced(ArraySource(rows, block=64), 1000, block=10)
+    assert (source.live, ArraySource(rows).live) == (True, False)
     source.open()
     found, stamps, empty = [], [], 0
     while (block := source.read(0.004)) is not None:
@@ -319,6 +320,7 @@ def test_video(monkeypatch, tmp_path):
     assert np.array_equal(found, np.concatenate([f[5:15, :, ::-1] for f in frames]))
     device = VideoDevice("0")
     device.open()
+    assert (device.live, VideoDevice(tmp_path / "film.avi").live) == (True, False)
     assert device._capture.device == 0
     assert len([device.read(0) for _ in range(3)]) == 3
     with pytest.raises(SourceError, match="no more frames"):

@@ -67,9 +67,12 @@ class Source(ABC):
 
     Attributes:
         name: what messages call it.
+        live: whether lines go on coming while nobody reads, so that a reader who is late loses them where nobody
+            counts, as in a camera's driver. An inspector never lets such a source wait, unless it is told to.
     """
 
     name: str
+    live: bool = False
 
     def open(self) -> None:  # noqa: B027 (nothing to do for many)
         """Begin, or begin again after an error.

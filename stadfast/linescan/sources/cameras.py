@@ -17,7 +17,7 @@ _LSB_BITS = {"Mono10": 10, "Mono12": 12, "Mono14": 14, "Mono16": 16}  # in two b
 
 
 class VideoDevice(Source):
-    """The rows of a video's frames, one frame below the other: a frame grabber's, or a file's.
+    """The rows of a video's frames, one frame below the other: a frame grabber's, or a file's, which is not live.
 
     Args:
         device: number or path of a device, path of a file, or an address, as OpenCV's ``VideoCapture`` takes them.
@@ -39,6 +39,7 @@ class VideoDevice(Source):
         self._device = int(text) if isinstance(text, str) and text.isdecimal() else text
         self._rows = slice(*rows) if rows else slice(None)
         self._is_file = isinstance(self._device, str) and os.path.isfile(self._device)  # noqa: PTH113
+        self.live = not self._is_file
         self._capture: Any = None
         self.name = f"video {text}"
 
@@ -88,6 +89,8 @@ class GenICamCamera(Source):
 
     def __init__(
         self,
+    live = True
+
         producer: str | os.PathLike[str],
         serial_number: str | None = None,
         features: dict[str, Any] | None = None,
