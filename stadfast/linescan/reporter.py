@@ -92,6 +92,9 @@ class Reporter:
 
     def notice(self, notice: Notice) -> None:
         self._faults += notice.fault
+        if notice.kind == "gap":  # the ring's, or one that the source tells of
+            self._gaps += 1
+            self._lost += notice.details.get("lines", 0)
         if notice.fault and self._stop_at_fault and self.fault is None:
             self.fault = (SinkError if notice.kind == "sink" else SourceError)(notice.message)
         self._sinks.tell("notice", notice)
@@ -99,8 +102,6 @@ class Reporter:
     def gaps(self, ring: RowRing) -> None:
         """The lines that the ring has lost since it was last asked."""
         for gap in ring.pop_gaps():
-            self._gaps += 1
-            self._lost += gap.lines
             line = self._first_line + gap.first_line
             message = (
                 f"{gap.lines} lines lost from line {line} on ({ring.overrun}: the inspector is too slow)"

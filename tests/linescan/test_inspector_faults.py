@@ -65,6 +65,14 @@ def test_a_live_source_does_not_wait_unless_it_is_told_to(live, overrun):
     assert inspect(source, overrun="block")[1].runs[0].settings["overrun"] == "block"
 
 
+def test_lines_that_a_source_has_lost_are_counted():
+    """Before the first line, between lines, and before those of another format."""
+    gap = Notice("gap", "3 lines lost", details={"lines": 3})
+    blocks = [Block(web(60, width, []), notices=(gap,)) for width in (16, 16, 8)]
+    inspector, seen = inspect(Script(*blocks))
+    assert (inspector.status.lost, inspector.status.gaps, seen.kinds.count("gap")) == (9, 3, 3)
+
+
 def test_an_event_at_a_gap_says_so():
     lines = web(600, 16, [(60, 70, 2, 5), (390, 410, 2, 5), (560, 565, 2, 5)])
     strip = Strip(Brightness(16, 30), DefectTracker(16, THRESHOLD), 3, 1000, 7, (0.5, 0.5), 4096)

@@ -333,6 +333,8 @@ def test_video(monkeypatch, tmp_path):
 class Buffer:
     def __init__(self, camera, component):
         self.camera, self.payload = camera, types.SimpleNamespace(components=[component])
+        if hasattr(component, "frame"):
+            self.module = types.SimpleNamespace(frame_id=component.frame)
 
     def __enter__(self):
         self.camera.out += 1
@@ -422,6 +424,31 @@ def test_genicam(harvesters):
     assert [call[0] for call in fake.calls[-3:]] == ["stop", "destroy", "reset"]
     camera.open()
     assert len(FakeHarvester.made) == 2
+
+
+def test_genicam_tells_of_frames_that_never_came(harvesters):
+    """65535 -> 1 is where the 16 bits of GigE Vision's numbers begin anew; the one without has none."""
+    numbers = (7, 8, 11, 65535, 1, 2, None, 9, 10, 12)
+    for number in numbers:
+        frame = component("Mono8", noise((8, 6, 1)))
+        if number is not None:
+            frame.frame = number
+        FakeHarvester.steps.append(frame)
+    camera = GenICamCamera(harvesters)
+    camera.open()
+    told = {number: camera.read(1).notices for number in numbers}
+    gaps = {
+        number: [(n.kind, n.details, n.fault) for n in notices] for number, notices in told.items() if notices
+    }
+    assert gaps == {
+        11: [("gap", {"lines": 16, "frames": 2}, False)],
+        65535: [("gap", {"lines": 65523 * 8, "frames": 65523}, False)],
+        12: [("gap", {"lines": 8, "frames": 1}, False)],
+    }
+    assert "16 lines lost: camera (the only one) of" in told[11][0].message
+    FakeHarvester.steps.append(types.SimpleNamespace(**vars(component("Mono8", noise((8, 6, 1)))), frame=99))
+    camera.open()  # the numbers begin anew
+    assert camera.read(1).notices == ()
 
 
 def test_genicam_that_is_not_there(harvesters, tmp_path):

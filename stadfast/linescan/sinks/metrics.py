@@ -17,7 +17,12 @@ from ..observer import Event, Notice, Run, Sink, Status
 # name, type, help, field of Status
 _FIGURES = (
     ("lines_total", "counter", "Lines inspected.", "lines"),
-    ("lines_lost_total", "counter", "Lines lost because the inspector was too slow.", "lost"),
+    (
+        "lines_lost_total",
+        "counter",
+        "Lines lost: the inspector was too slow, or the source told of them.",
+        "lost",
+    ),
     ("gaps_total", "counter", "Places where lines were lost.", "gaps"),
     ("defects_total", "counter", "Defects that have closed.", "defects"),
     ("strips_total", "counter", "Strips begun.", "strips"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import SourceError, UsageError
-from .base import NOTHING, Block, Source
+from .base import NOTHING, Block, Notice, Source
 
 # GenTL producers may wait with the interpreter locked: they are asked briefly and often instead.
 _FETCH_S, _SLEEP_S = 1e-4, 1e-3
@@ -75,8 +75,10 @@ class VideoDevice(Source):
 class GenICamCamera(Source):
     """The lines of a GenICam camera (GigE Vision, USB3 Vision, CoaXPress, Camera Link HS) through harvesters.
 
-    Pixel formats: ``Mono8``, ``Mono10`` to ``Mono16`` (unpacked), ``RGB8``. A buffer of the camera is a block of lines;
-    one that arrives incomplete is left out by harvesters and shows as lines that never came.
+    Pixel formats: ``Mono8``, ``Mono10`` to ``Mono16`` (unpacked), ``RGB8``. A buffer of the camera is a block of lines.
+    One that is lost on the way, or arrives incomplete and is left out by harvesters, is a ``gap`` in the numbers of the
+    frames, where the producer gives them: as many lines as the next buffer has count as lost for each, but not in the
+    lines' numbers.
 
     Args:
         producer: path of the GenTL producer (``.cti``) of the camera's maker.
@@ -87,10 +89,10 @@ class GenICamCamera(Source):
         UsageError: harvesters is missing.
     """
 
-    def __init__(
-        self,
     live = True
 
+    def __init__(
+        self,
         producer: str | os.PathLike[str],
         serial_number: str | None = None,
         features: dict[str, Any] | None = None,
@@ -107,6 +109,7 @@ class GenICamCamera(Source):
         )
         self._harvester: Any = None
         self._acquirer: Any = None
+        self._frame: int | None = None
         self.name = f"camera {serial_number or '(the only one)'} of {self._producer}"
 
     def open(self) -> None:
@@ -122,6 +125,7 @@ class GenICamCamera(Source):
             for name, value in self._features.items():
                 getattr(self._acquirer.remote_device.node_map, name).value = value
             self._acquirer.start()
+            self._frame = None
         except Exception as error:  # harvesters and producers raise what they like
             self.close()
             raise SourceError(f"cannot open {self.name}: {error}") from error
@@ -136,11 +140,21 @@ class GenICamCamera(Source):
                     return NOTHING
                 time.sleep(_SLEEP_S)
             with buffer:  # goes back to the camera afterwards: the lines are copied
-                return Block(self._lines(buffer.payload.components[0]))
+                lines = self._lines(buffer.payload.components[0])
+                return Block(lines, notices=self._gap(frame_number(buffer), len(lines)))
         except SourceError:
             raise
         except Exception as error:
             raise SourceError(f"{self.name} failed: {error}") from error
+
+    def _gap(self, frame: int | None, lines: int) -> tuple[Notice, ...]:
+        """What is missing before this frame. A number that is not above the last one begins anew, as after 16 bits."""
+        last, self._frame = self._frame, frame
+        if frame is None or last is None or frame <= last + 1:
+            return ()
+        frames = frame - last - 1
+        message = f"{frames * lines} lines lost: {self.name} or its driver lost {frames} frames before frame {frame}"
+        return (Notice("gap", message, details={"lines": frames * lines, "frames": frames}),)
 
     def _lines(self, image: Any) -> np.ndarray:
         format, height, width = image.data_format, image.height, image.width
@@ -165,3 +179,11 @@ class GenICamCamera(Source):
                 step()
             except Exception:  # a camera that is gone cannot be stopped
                 continue
+
+
+def frame_number(buffer: Any) -> int | None:
+    """GenTL's number of the frame in a buffer of harvesters; None: the producer does not give it."""
+    try:
+        return int(buffer.module.frame_id)
+    except Exception:  # producers raise what they like
+        return None
