@@ -32,7 +32,7 @@ class Notice:
             ``unreadable``, ``sink``, ``page``, ``error``, ``end``.
         message: the same in words.
         line: number of the line where it happened, if it has a place.
-        details: figures, as JSON has them.
+        details: figures, as JSON has them; the ``lines`` of a ``gap`` count as lost.
         fault: whether an inspector that is to stop at faults stops here.
     """
 
