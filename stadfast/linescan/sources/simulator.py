@@ -60,7 +60,6 @@ class GeneratedWeb(Source):
 class Paced(Source):
     """Another source's lines at a line rate, each with the moment at which a camera would have taken it.
 
-    Like a camera it is live: an inspector that is too slow loses lines, unless it is told to let the source wait.
     Where the other source had no line in time, the rate begins anew with the next one: no line is dated before it was
     there. Else lines that are late come as soon as they are there, so that the mean rate holds.
 
@@ -72,8 +71,6 @@ class Paced(Source):
     Raises:
         UsageError: an argument out of range.
     """
-
-    live = True
 
     def __init__(self, source: Source, line_rate: float, block: int = 16) -> None:
         if not (math.isfinite(line_rate) and line_rate > 0):
