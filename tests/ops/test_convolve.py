@@ -34,7 +34,7 @@ GEOMETRIES = [
     (1, 1, 20, 32, 6, 18, (3, 3), 1, (1, 1)),
     (1, 1, 32, 32, 4, 18, (1, 2), 2, (3, 4)),  # more padding than window
     (1, 2, 256, 256, 6, 64, (3, 3), 1, (0, 1)),  # filters larger than a core's cache
-    (2, 1, 3, 32, 1, 1, (3, 3), 1, (1, 1)),  # a single pixel, whose stride says nothing
+    (2, 1, 8, 32, 1, 1, (3, 3), 1, (1, 1)),  # a single pixel, whose stride says nothing
     (3, 1, 24, 32, 1, 1, (1, 1), 1, (0, 0)),
 ]
 

@@ -233,7 +233,7 @@ def test_on_matrix_units_plain_sums_are_faster() -> None:
         ({"stride": 2}, "3 x 3"),
         ({"groups": 2}, "pack_filters"),
         ({"groups": 8}, "each group"),
-        ({"groups": 0}, "one group"),
+        ({"groups": 0}, "two paddings, and groups"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(change: dict, message: str) -> None:
