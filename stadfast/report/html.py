@@ -208,14 +208,14 @@ def _sections(records: Sequence[Record], threshold: float, pixel_threshold: floa
         {
             "name": name,
             "note": note,
-            "examples": [_example(record, pixel_threshold) for record in chosen[key]],
+            "examples": [_example(record, threshold, pixel_threshold) for record in chosen[key]],
         }
         for key, (name, note) in notes.items()
         if chosen[key]
     ]
 
 
-def _example(record: Record, threshold: float) -> dict[str, Any]:
+def _example(record: Record, threshold: float, pixel_threshold: float) -> dict[str, Any]:
     from ..data.images import read_image
 
     picture = shrink(read_image(record.image))
@@ -239,7 +239,7 @@ def _example(record: Record, threshold: float) -> dict[str, Any]:
         "tone": tone,
         "panels": [
             ("Image", jpeg(picture)),
-            ("Heat map", jpeg(overlay(picture, record.map, threshold))),
+            ("Heat map", jpeg(overlay(picture, record.map, pixel_threshold))),
             ("Ground truth", jpeg(truth)),
         ],
     }

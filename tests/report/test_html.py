@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -174,3 +175,16 @@ def test_few_images_are_enough(tmp_path, count):
 )
 def test_figures_are_never_rounded_up(value, text):
     assert figure(value) == text
+
+
+def test_the_verdict_is_by_the_image_threshold_and_the_heat_map_by_the_pixels(tmp_path, records):
+    thresholds = {
+        "threshold": 0.4,
+        "pixel_threshold": 3.0,
+    }  # as mkd's, whose image score is a loss of its own
+    scored = [replace(record, score=0.5 if record.label else 0.3) for record in records]
+    write_report(tmp_path / "r.html", evaluate(scored) | thresholds, scored, INFO)
+    text = Tags((tmp_path / "r.html").read_text()).text
+    assert ("6 of 6" in text, "0 of 6" in text) == (True, True)
+    assert ("defect found" in text, "1.2 × threshold" in text) == (True, True)
+    assert "defect missed" not in text
