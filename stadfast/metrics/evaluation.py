@@ -167,13 +167,17 @@ class Evaluation:
         return result
 
     def merge(self, *others: Self) -> Self:
-        """Add what others hold: the result is that of one evaluation that saw it all."""
+        """Add what others hold: the result is that of one evaluation that saw it all.
+
+        Raises:
+            UsageError: one is no evaluation, or of another protocol; nothing has been added.
+        """
         for other in others:
             if not isinstance(other, Evaluation):
                 raise UsageError(f"cannot merge {type(other).__name__} into an Evaluation")
             if other.exact != self.exact or other.protocol != self.protocol:
                 raise UsageError("cannot merge evaluations of different protocols")
-            self.state = add_states(self.state, other.state)
+        self.state = add_states(self.state, *(other.state for other in others))
         return self
 
     @property

@@ -127,8 +127,11 @@ def test_batches_merge_to_the_whole(scored, exact: bool) -> None:
     ]
     merged = metrics.Evaluation(exact=exact).merge(*parts).compute()
     assert flat(merged) == pytest.approx(flat(whole), abs=1e-14, nan_ok=True)
-    with pytest.raises(UsageError, match="different protocols"):
-        parts[0].merge(metrics.Evaluation(exact=exact, smoothing=2))
+    for wrong, message in ((metrics.Evaluation(exact=exact, smoothing=2), "different protocols"), (5, "int")):
+        with pytest.raises(UsageError, match=message):
+            parts[0].merge(parts[1], wrong)
+    again = parts[0].merge(*parts[1:]).compute()  # nothing of what was refused is in it
+    assert flat(again) == flat(merged)
 
 
 def test_what_is_no_evaluation_is_refused(scored) -> None:
