@@ -53,7 +53,7 @@ def evaluate(
 def evaluate_maps(maps: Path, masks: Path, *, streaming: bool, json: str | None, **protocol: Any) -> None:
     """Print the figures of maps and masks in files, whoever made the maps, and write JSON where asked."""
     check_writable("--json", json)
-    figures = metrics.evaluate_folders(maps, masks, exact=not streaming, progress=True, **protocol)
+    figures = metrics.evaluate_folders(maps, masks, exact=not streaming, show_progress=True, **protocol)
     if json != "-":
         print_figures(figures, str(maps))
     if json is not None:

@@ -27,7 +27,7 @@ def evaluate_folders(
     masks_dir: str | os.PathLike[str],
     *,
     exact: bool = True,
-    progress: bool = False,
+    show_progress: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """``evaluate`` of maps and masks in files, per defect type where they lie in folders of types.
@@ -45,7 +45,7 @@ def evaluate_folders(
         masks_dir: PNG, TIFF, BMP or NPY: above ``mask_threshold`` is a defect. Without one: above half of the
             type's range, or, in a mask of small labels, whatever is not 0.
         exact: False for constant memory, see ``evaluate``.
-        progress: show the progress on standard error.
+        show_progress: on standard error.
         options: ``limits`` and the protocol's switches, see ``evaluate``.
 
     Returns:
@@ -69,7 +69,7 @@ def evaluate_folders(
     evaluation = Evaluation(exact=exact, copy=False, **options)
     resized = evaluation.protocol.resize is not None
     threshold = evaluation.protocol.mask_threshold
-    for key, path in track(sorted(maps.items()), "evaluating", show=progress):
+    for key, path in track(sorted(maps.items()), "evaluating", show=show_progress):
         kind = key[0]
         image = read_map(path)
         mask = _read_mask(masks[key], threshold) if key in masks else None

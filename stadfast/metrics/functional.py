@@ -93,7 +93,7 @@ def roc_curve(scores: Any, labels: Any) -> ROCCurve:
     return ROCCurve(*_counts.roc_points(counts))
 
 
-def aupro(scores: Any, masks: Any, limit: float = 0.3) -> float:
+def aupro(maps: Any, masks: Any, limit: float = 0.3) -> float:
     """Area under the per-region overlap curve up to a false positive rate of ``limit``, divided by it.
 
     PRO(t) is the mean, over the 8-connected regions of all masks, of the share of the region's pixels with
@@ -101,7 +101,7 @@ def aupro(scores: Any, masks: Any, limit: float = 0.3) -> float:
     lines between them, interpolated at the limit (Bergmann et al., MVTec AD, IJCV 2021, section 5.2).
 
     Args:
-        scores: anomaly maps (N,1,H,W), (N,H,W), one (H,W), or a list of (H,W) of any sizes; raw.
+        maps: anomaly maps (N,1,H,W), (N,H,W), one (H,W), or a list of (H,W) of any sizes; raw.
         masks: the same shapes; bool, {0, 1}, or uint8 {0, 255}. In a list, None stands for a good image.
         limit: in (0, 1].
 
@@ -113,16 +113,16 @@ def aupro(scores: Any, masks: Any, limit: float = 0.3) -> float:
         DataError: a score is NaN or infinite, or a mask is not binary.
     """
     check_limit(limit)
-    counts = _region_counts(scores, masks, limit)
+    counts = _region_counts(maps, masks, limit)
     return _warned("aupro", counts.undefined, _counts.aupro(counts, limit))
 
 
-def pro_curve(scores: Any, masks: Any) -> PROCurve:
+def pro_curve(maps: Any, masks: Any) -> PROCurve:
     """The per-region overlap curve from (0, 0) to (1, 1), without the points inside horizontal lines.
 
     Arguments and errors as ``aupro``.
     """
-    counts = _region_counts(scores, masks)
+    counts = _region_counts(maps, masks)
     _warned("pro_curve", counts.undefined, 0.0)
     return PROCurve(*_counts.pro_points(counts))
 

@@ -44,7 +44,7 @@ def test_mvtecs_layout(tmp_path: Path, scored, extension: str, inner: bool) -> N
     maps, masks = scored
     write_set(tmp_path, maps, masks, extension)
     folders = (tmp_path / "test", tmp_path / "ground_truth") if inner else (tmp_path, tmp_path)
-    assert evaluate_folders(*folders) == metrics.evaluate(maps, masks, types=TYPES)
+    assert evaluate_folders(*folders, show_progress=True) == metrics.evaluate(maps, masks, types=TYPES)
 
 
 @pytest.mark.parametrize(("scale", "dtype"), [(180, np.uint8), (40000, np.uint16)])

@@ -23,7 +23,9 @@ from .cases import KINDS, draw
 @pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
 def test_aupro_is_the_definition(kind: str, limit: float) -> None:
     maps, masks = draw(0, kind)
-    assert metrics.aupro(maps, masks, limit) == pytest.approx(oracle.aupro(maps, masks, limit), abs=1e-10)
+    assert metrics.aupro(maps=maps, masks=masks, limit=limit) == pytest.approx(
+        oracle.aupro(maps, masks, limit), abs=1e-10
+    )
 
 
 def test_aupro_of_ten_thousand_regions() -> None:
@@ -78,7 +80,7 @@ def test_curves_pass_through_the_oracles_points() -> None:
     from sklearn.metrics import roc_curve
 
     maps, masks = draw(2, "ties")
-    pro, roc = metrics.pro_curve(maps, masks), metrics.roc_curve(maps, masks)
+    pro, roc = metrics.pro_curve(maps=maps, masks=masks), metrics.roc_curve(scores=maps, labels=masks)
     rate, overlap = oracle.pro_points(maps, masks)
     rising = np.append(True, np.diff(overlap) > 0)  # the others lie within horizontal lines
     assert points(rate[rising], overlap[rising]) <= points(pro.fpr, pro.pro)
