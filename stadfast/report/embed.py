@@ -11,13 +11,13 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..data.images import to_float
+
 _PANEL_PX = 320  # of a panel's longer side
 
 
 def shrink(image: Tensor) -> np.ndarray:
     """The image as uint8 (H, W, 3) in its own shape, its longer side at most the panel's."""
-    from ..data.images import to_float
-
     pixels = to_float(image)[None]
     factor = _PANEL_PX / max(pixels.shape[-2:])
     if factor < 1:

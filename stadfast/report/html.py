@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import metrics
 from .._files import atomic_write
+from ..data import read_image
 from ..errors import UsageError
 from . import figures
 from .embed import data_uri, jpeg, png, shrink
@@ -147,8 +149,6 @@ def _own_warnings(good: Sequence[Record], bad: Sequence[Record]) -> list[str]:
 def _curves(
     evaluation: Mapping[str, Any], records: Sequence[Record], threshold: float
 ) -> list[dict[str, str]]:
-    from .. import metrics
-
     labels = torch.tensor([record.label for record in records])
     scores = torch.tensor([record.score for record in records], dtype=torch.float64)
     mixed = 0 < int(labels.sum()) < len(labels)
@@ -216,8 +216,6 @@ def _sections(records: Sequence[Record], threshold: float, pixel_threshold: floa
 
 
 def _example(record: Record, threshold: float, pixel_threshold: float) -> dict[str, Any]:
-    from ..data.images import read_image
-
     picture = shrink(read_image(record.image))
     truth = picture.copy()
     if record.mask is not None:
