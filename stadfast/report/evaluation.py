@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -16,6 +17,8 @@ from .._progress import progress
 from ..data import Sample, UnreadableImageError, image_size, open_dataset, read_mask, resize_mask
 from ..errors import DataError, UsageError
 from .records import Record
+
+MASKS_RESIZED = "resized to the maps with antialiasing, above one half"  # as the protocol says it
 
 
 class Evaluated(NamedTuple):
@@ -104,13 +107,40 @@ def evaluate(
         raise DataError("none of the masks can be read")
     seen = len(samples) - len(unseen)
     left_out = [f"left out {seen} images that were used to make the detector"] if seen else []
-    figures = _figures(evaluation, records, detector, resize)
-    figures["notes"] = [*detector.notes_, *left_out, *figures["notes"]]
-    return Evaluated(figures, records)
+    return Evaluated(_figures(evaluation, records, detector, resize, left_out), records)
+
+
+def with_decisions(
+    figures: Mapping[str, Any], header: Mapping[str, Any], decisions: np.ndarray, **protocol: Any
+) -> dict[str, Any]:
+    """The figures, with the detector's thresholds, its notes, and what it decides ``at_threshold``.
+
+    Args:
+        figures: what :func:`stadfast.metrics.evaluate` gives.
+        header: the detector's, see :meth:`stadfast.Detector.header`.
+        decisions: (2, 2) numbers of images, by label and by decision.
+        protocol: what there is to add to the figures' own.
+    """
+    rates = {
+        name: float(decisions[label, 1] / decisions[label].sum()) if decisions[label].any() else math.nan
+        for name, label in (("true_positive_rate", 1), ("false_positive_rate", 0))
+    }
+    return {
+        **figures,
+        "protocol": {**figures["protocol"], **protocol},
+        "notes": [*header.get("notes", ()), *figures["notes"]],
+        "threshold": header["threshold"],
+        "pixel_threshold": header["pixel_threshold"],
+        "at_threshold": rates,
+    }
 
 
 def _figures(
-    evaluation: metrics.Evaluation, records: Sequence[Record], detector: Any, resize: str
+    evaluation: metrics.Evaluation,
+    records: Sequence[Record],
+    detector: Any,
+    resize: str,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     figures = evaluation.update(
         [record.map for record in records],
@@ -119,25 +149,15 @@ def _figures(
         image_scores=[record.score for record in records],
         types=[record.defect for record in records],
     ).compute()
-    masks = "resized to the maps with antialiasing, above one half"
-    figures["protocol"] |= {
-        "image_score": detector.image_score,
-        "map_size": list(records[0].map.shape) if resize == "masks" else "the images' own",
-        "masks": masks if resize == "masks" else "as they are",
-    }
-    rates = {
-        name: _share_above(detector.threshold_, [record.score for record in records if record.label == label])
-        for name, label in (("true_positive_rate", 1), ("false_positive_rate", 0))
-    }
-    return figures | {
-        "threshold": detector.threshold_,
-        "pixel_threshold": detector.pixel_threshold_,
-        "at_threshold": rates,
-    }
-
-
-def _share_above(threshold: float, scores: Sequence[float]) -> float:
-    return sum(score > threshold for score in scores) / len(scores) if scores else math.nan
+    figures["notes"] = [*notes, *figures["notes"]]
+    decisions = np.zeros((2, 2), np.int64)
+    for record in records:
+        decisions[int(record.label), int(record.score > detector.threshold_)] += 1
+    return with_decisions(
+        figures, detector.header(), decisions, image_score=detector.image_score,
+        map_size=list(records[0].map.shape) if resize == "masks" else "the images' own",
+        masks=MASKS_RESIZED if resize == "masks" else "as they are",
+    )  # fmt: skip
 
 
 def _aligned(plane: Tensor, sample: Sample, resize: str) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..metrics import Evaluation
+from ..report.evaluation import MASKS_RESIZED, with_decisions
 from .store import needed
 
 _COLUMNS = {
@@ -109,18 +110,10 @@ class LabelledCounts:
     def figures(self, header: Mapping[str, Any]) -> dict[str, Any]:
         """What ``metrics.evaluate`` gives, with the detector's thresholds and its decisions."""
         figures = self.evaluation.compute()
-        figures["protocol"] |= {"masks": "resized to the maps with antialiasing, cut at one half"}
         bounds = [*figures["bounds"]["pixel"].values(), *figures["bounds"]["aupro"].values()]
         counted = f"pixel figures are counted by 16-bit keys, at most {max(bounds):.2g} from the exact ones"
-        figures["notes"] = [*header.get("notes", ()), *figures["notes"], counted]
-        (_, false), (_, true) = self.decisions
-        normal, anomalous = self.decisions.sum(axis=1)
-        rates = {
-            "true_positive_rate": float(true / anomalous) if anomalous else float("nan"),
-            "false_positive_rate": float(false / normal) if normal else float("nan"),
-        }
-        names = ("threshold", "pixel_threshold")
-        return figures | {name: header[name] for name in names} | {"at_threshold": rates}
+        figures["notes"].append(counted)
+        return with_decisions(figures, header, self.decisions, masks=MASKS_RESIZED)
 
 
 def _restored(key: str, value: np.ndarray) -> Any:

@@ -283,6 +283,12 @@ class TestWithParquet:
         for name, value in limits["pixel"].items():
             assert abs(figures["pixel"][name] - value) <= figures["bounds"]["pixel"][name]
         assert summary.images == len(samples) == figures["n"]["images"]
+        ours = sf.evaluate(sf.load(model), samples, show_progress=False).figures
+        assert figures.keys() - ours.keys() == {"bounds"}
+        for name in ("threshold", "pixel_threshold"):
+            assert figures[name] == ours[name]
+        assert figures["at_threshold"].keys() == ours["at_threshold"].keys()
+        assert figures["protocol"]["masks"] == ours["protocol"]["masks"]
 
     def test_what_cannot_be_evaluated_becomes_a_row(
         self, model: Path, material: Path, tmp_path: Path
