@@ -181,7 +181,7 @@ def score(
     run_job(
         model, paths, output, json=json, heatmaps=heatmaps, device=device, batch_size=batch_size, resume=resume,
         part_size=part_size, engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus,
-        resize=native_scale is False,
+        native_scale=native_scale,
     )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def evaluate(
         _check_for_job(context, engine, native_scale, skip_broken)
         run_job(
             model, data, output, json=json, device=device, batch_size=batch_size, resume=resume, part_size=part_size,
-            engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus, resize=native_scale is False,
+            engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus, native_scale=native_scale,
         )  # fmt: skip
         return
     refuse(context, FOR_JOBS, "goes with --output, the folder or URL that the scores are written to")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .. import load
 from ..data import Sample, open_dataset
-from ..errors import DataError, UsageError
+from ..errors import DataError, StadfastError, UsageError
 from ..methods.bundle import is_bundle
 from ..scale import ENGINES, Cluster, Summary
 from ..scale import evaluate as evaluate_job
@@ -19,6 +20,8 @@ from ..scale.store import needed
 from ._guard import printable, say
 from ._output import check_writable, write_json
 from .evaluate import print_figures
+
+_OPTIONS = {"native_scale=False": "--resize-images"}
 
 
 def check_engine(engine: str) -> None:
@@ -32,7 +35,8 @@ def check_engine(engine: str) -> None:
 def score(model: Path, paths: Sequence[str], output: str, *, json: str | None, **options: Any) -> None:
     """Write the scores, and print what came of the job."""
     check_writable("--json", json)
-    summary = score_job(model, paths, output, **_for_job(options))
+    with _in_options():
+        summary = score_job(model, paths, output, **_for_job(options))
     _tell(summary, quiet=json == "-")
     if json is not None:
         write_json(json, {"model": model, **_described(summary)})
@@ -42,7 +46,8 @@ def evaluate(model: Path, data: str, output: str, *, json: str | None, **options
     """Write the scores of labelled images, and print the figures."""
     check_writable("--json", json)
     samples, left_out = _unseen(model, data)
-    figures, summary = evaluate_job(model, samples, output, **_for_job(options))
+    with _in_options():
+        figures, summary = evaluate_job(model, samples, output, **_for_job(options))
     if left_out:
         figures["notes"].append(f"left out {left_out} images that were used to make the detector")
     _tell(summary, quiet=json == "-")
@@ -50,6 +55,19 @@ def evaluate(model: Path, data: str, output: str, *, json: str | None, **options
         print_figures(figures, os.path.basename(data.rstrip("/")))  # noqa: PTH119 (may be a URL)
     if json is not None:
         write_json(json, {"model": model, "data": data, **figures, "job": _described(summary)})
+
+
+@contextmanager
+def _in_options() -> Iterator[None]:
+    """Errors that advise an argument of the library advise its option instead."""
+    try:
+        yield
+    except StadfastError as error:
+        message = str(error)
+        for argument, option in _OPTIONS.items():
+            message = message.replace(argument, option)
+        error.args = (message,)
+        raise
 
 
 def _for_job(options: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,6 @@
 """
 
 from .engines import ENGINES, Cluster
-from .jobs import Summary, evaluate, score
+from .jobs import Evaluated, Summary, evaluate, score
 
-__all__ = ["ENGINES", "Cluster", "Summary", "evaluate", "score"]
+__all__ = ["ENGINES", "Cluster", "Evaluated", "Summary", "evaluate", "score"]

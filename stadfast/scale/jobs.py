@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._progress import progress
 from ..errors import BundleError, StadfastError, UsageError
@@ -52,6 +52,18 @@ class Summary:
     memory_mb: list[float]
 
 
+class Evaluated(NamedTuple):
+    """What :func:`evaluate` found.
+
+    Attributes:
+        figures: a dict that ``json`` can write, as that of :func:`stadfast.evaluate`, with ``bounds``.
+        summary: what came of the job.
+    """
+
+    figures: dict[str, Any]
+    summary: Summary
+
+
 def score(
     model: Location,
     sources: Sources,
@@ -68,7 +80,7 @@ def score(
     readers: int = 2,
     threads: int | None = None,
     labelled: bool = False,
-    resize: bool = False,
+    native_scale: bool | None = None,
     show_progress: bool = True,
 ) -> Summary:
     """Score any number of images with a :class:`~stadfast.runtime.Scorer`, and write Parquet files.
@@ -94,22 +106,27 @@ def score(
         readers: threads of each worker that read and decode.
         threads: of torch, for ``engine="local"``.
         labelled: count for the metrics, too: see :func:`evaluate`.
-        resize: take a detector that was fitted at native scale, too, whose threshold is not for resized images.
+        native_scale: the workers resize the images, whatever the detector; so None refuses one that was fitted at
+            native scale, whose threshold is not for resized images, False takes it all the same, and True is refused.
         show_progress: on standard error.
 
     Raises:
         UsageError: an argument does not fit, the output has another job, or a package is missing.
         DataError: no images. BundleError: not a model.
     """
+    if native_scale:
+        raise UsageError("native_scale: expected None or False, as the workers resize the images; got True")
     _check(engine, part_size=part_size, batch_size=batch_size, readers=readers)
     needed("pyarrow.parquet", "--output")
     began = time.perf_counter()
     name, contents = _file_name(model), _contents(model)
     header = _header(model, contents)  # a damaged one is found before anything starts
-    if header.get("training", header).get("native_scale") and not resize:  # a bundle's, or an archive's
+    if (
+        header.get("training", header).get("native_scale") and native_scale is None
+    ):  # a bundle's, or an archive's
         raise UsageError(
-            f"{os.fspath(model)} was fitted at native scale, and the workers of --output resize the images, to which "
-            "its threshold does not apply: leave out --output, or resize all the same (--resize-images, resize=True)"
+            f"{os.fspath(model)} was fitted at native scale, and the workers resize the images, to which its threshold "
+            "does not apply; native_scale=False takes it all the same"
         )
     planned = plan(sources, part_size)
     job = Job(
@@ -132,9 +149,7 @@ def score(
     )
 
 
-def evaluate(
-    model: Location, sources: Sources, output: Location, **options: Any
-) -> tuple[dict[str, Any], Summary]:
+def evaluate(model: Location, sources: Sources, output: Location, **options: Any) -> Evaluated:
     """Score labelled images as :func:`score` does, and sum up the metrics that each part has counted.
 
     The metrics are those of ``metrics.evaluate(..., exact=False)``: counted by 16-bit keys, with a bound for each
@@ -161,7 +176,7 @@ def evaluate(
             raise StadfastError(
                 f"{store.location}/{state_file(number)} is damaged or gone: without it, --resume scores its part anew"
             ) from error
-    return counts.figures(_header(model, _contents(model))), summary
+    return Evaluated(counts.figures(_header(model, _contents(model))), summary)
 
 
 def _check(engine: str, **numbers: int) -> None:

@@ -182,11 +182,13 @@ class TestWithParquet:
         write(tmp_path / name)
         arguments = (tmp_path / name, [str(material / "test")], str(tmp_path / "out"))
         for job in (score, evaluate):
-            with pytest.raises(UsageError, match=rf"{name} was fitted at native scale.*resize=True"):
+            with pytest.raises(UsageError, match=rf"{name} was fitted at native scale.*native_scale=False"):
                 job(*arguments, show_progress=False)
+            with pytest.raises(UsageError, match="native_scale: expected None or False"):
+                job(*arguments, native_scale=True, show_progress=False)
         command = ["score", *arguments[:1], *arguments[1], "--output", *arguments[2:], "--device", "cpu"]
         refused = CliRunner().invoke(app, list(map(str, command)))
-        assert (refused.exit_code, "--resize-images" in refused.stderr) == (2, True)
+        assert (refused.exit_code, "--resize-images takes it" in refused.stderr) == (2, True)
         assert not (tmp_path / "out").exists()
         resized = CliRunner().invoke(app, [*map(str, command), "--resize-images"])
         assert resized.exit_code == 0, resized.stderr
@@ -258,9 +260,8 @@ class TestWithParquet:
 
     def test_metrics_are_those_of_one_evaluation(self, model: Path, material: Path, tmp_path: Path) -> None:
         samples = open_dataset(material).test
-        figures, summary = evaluate(
-            model, samples, str(tmp_path), part_size=5, batch_size=4, show_progress=False
-        )
+        evaluated = evaluate(model, samples, str(tmp_path), part_size=5, batch_size=4, show_progress=False)
+        figures, summary = evaluated.figures, evaluated.summary
         scorer = sf.Scorer(model, batch_size=4)
         whole = metrics.Evaluation(exact=False)
         exact = metrics.Evaluation()
