@@ -21,7 +21,9 @@ from ._guard import printable, say
 from ._output import check_writable, write_json
 from .evaluate import print_figures
 
-_OPTIONS = {"native_scale=False": "--resize-images"}
+# What errors of the library advise or begin with, and what it is called here.
+_ADVICE = {"native_scale=False": "--resize-images", "resume=True": "--resume"}
+_ARGUMENTS = ("output: ", "address: ")
 
 
 def check_engine(engine: str) -> None:
@@ -59,14 +61,14 @@ def evaluate(model: Path, data: str, output: str, *, json: str | None, **options
 
 @contextmanager
 def _in_options() -> Iterator[None]:
-    """Errors that advise an argument of the library advise its option instead."""
+    """Errors that name an argument of the library name its option instead."""
     try:
         yield
     except StadfastError as error:
         message = str(error)
-        for argument, option in _OPTIONS.items():
+        for argument, option in _ADVICE.items():
             message = message.replace(argument, option)
-        error.args = (message,)
+        error.args = (f"--{message}" if message.startswith(_ARGUMENTS) else message,)
         raise
 
 

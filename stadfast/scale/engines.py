@@ -17,7 +17,7 @@ from .store import needed
 from .worker import Job, PartScorer
 
 ENGINES = ("local", "ray")
-_INSTALL = "--engine ray"
+_INSTALL = 'engine="ray"'
 _TOKEN = "; if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"  # Ray only says: timeout
 
 
@@ -108,7 +108,9 @@ def _from_outside(ray: Any, job: Job, parts: Sequence[Part], cluster: Cluster) -
                 raise found
             yield found
     except ConnectionError as error:
-        raise StadfastError("the connection to the cluster is lost; --resume goes on with the job") from error
+        raise StadfastError(
+            "the connection to the cluster is lost; resume=True goes on with the job"
+        ) from error
 
 
 class _Driver:
@@ -175,7 +177,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         hint = _TOKEN if address is not None and address.startswith("ray://") else ""
-        raise UsageError(f"--address: there is no Ray cluster at {address}: {reason}{hint}") from error
+        raise UsageError(f"address: there is no Ray cluster at {address}: {reason}{hint}") from error
     try:
         yield
     finally:

@@ -117,7 +117,7 @@ def score(
     if native_scale:
         raise UsageError("native_scale: expected None or False, as the workers resize the images; got True")
     _check(engine, part_size=part_size, batch_size=batch_size, readers=readers)
-    needed("pyarrow.parquet", "--output")
+    needed("pyarrow.parquet", "Parquet")
     began = time.perf_counter()
     name, contents = _file_name(model), _contents(model)
     header = _header(model, contents)  # a damaged one is found before anything starts
@@ -174,7 +174,7 @@ def evaluate(model: Location, sources: Sources, output: Location, **options: Any
             counts.add(store.read(state_file(number)))
         except Exception as error:  # numpy's and zipfile's, or the store's
             raise StadfastError(
-                f"{store.location}/{state_file(number)} is damaged or gone: without it, --resume scores its part anew"
+                f"{store.location}/{state_file(number)} is damaged or gone: once gone, resume=True scores its part anew"
             ) from error
     return Evaluated(counts.figures(_header(model, _contents(model))), summary)
 
@@ -217,7 +217,7 @@ def _take_over(store: Store, identity: Mapping[str, Any], resume: bool) -> set[s
         return set()
     if not resume:
         raise UsageError(
-            f"--output: {store.location} holds an earlier run: --resume goes on with it, or choose another folder"
+            f"output: {store.location} holds an earlier run: resume=True goes on with it, or choose another folder"
         )
     try:
         theirs = dict(json.loads(store.read(_PLAN)))
@@ -228,7 +228,7 @@ def _take_over(store: Store, identity: Mapping[str, Any], resume: bool) -> set[s
     for name, ours in identity.items():
         if theirs.get(name) != ours:
             raise UsageError(
-                f"--output: {store.location} holds another job: its {name} is {theirs.get(name)!r}, now it is {ours!r}"
+                f"output: {store.location} holds another job: its {name} is {theirs.get(name)!r}, now it is {ours!r}"
             )
     return names
 

@@ -163,7 +163,7 @@ class TestWithParquet:
         table = self.parquet.read_table(out)
         (out / "part-000001.parquet").unlink()
         (out / "part-000003.parquet").unlink()
-        with pytest.raises(UsageError, match="holds an earlier run: --resume"):
+        with pytest.raises(UsageError, match=r"^output: .* holds an earlier run: resume=True"):
             score(model, [str(archive)], str(out), **options)  # type: ignore[arg-type]
         summary = score(model, [str(archive)], str(out), resume=True, **options)  # type: ignore[arg-type]
         assert (summary.parts, summary.done_before, summary.images, summary.broken) == (5, 3, 42, 2)
@@ -216,7 +216,7 @@ class TestWithParquet:
         assert (summary.done_before, summary.parts, figures) == (1, 4, wanted)
         assert self.parquet.read_table(tmp_path).equals(table)
         (tmp_path / "_state-000002.npz").write_bytes(b"no state")
-        with pytest.raises(StadfastError, match=r"_state-000002\.npz is damaged or gone"):
+        with pytest.raises(StadfastError, match=r"_state-000002\.npz is damaged or gone.* resume=True"):
             evaluate(model, samples, tmp_path, resume=True, **options)
         for damage in (b"{", b"5"):
             (tmp_path / "_plan.json").write_bytes(damage)
@@ -349,3 +349,6 @@ class TestWithParquet:
         assert f"{out}: 13 images" in run.stdout
         assert "pixel AUROC" in run.stdout
         assert '"bounds"' in results.read_text()
+        again = CliRunner().invoke(app, list(map(str, command)))
+        assert again.exit_code == 2
+        assert f"error: --output: {out} holds an earlier run: --resume goes on" in again.stderr
