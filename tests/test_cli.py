@@ -113,7 +113,8 @@ def test_help_names_every_method():
 def test_errors_name_the_option(arguments, message):
     result = run(*arguments.split())
     assert result.exit_code == 2
-    assert message in result.stderr
+    assert result.stderr.startswith(f"stadfast: error: {message}")
+    assert result.stderr.count("\n") == 1
 
 
 def failing(error, **options):

@@ -35,7 +35,7 @@ def guarded(command: Callable[..., None], *, after_interrupt: str = "") -> Calla
                 command(*args, **kwargs)
             if sys.stdout is not None:  # as after >&-
                 sys.stdout.flush()
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
             say("interrupted" + (f"; {after_interrupt}" if after_interrupt else ""))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
+
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A detector that fit has saved.")]
 NewModel = Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="File to write.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where to compute.")]
@@ -48,9 +50,9 @@ def refuse(context: typer.Context, names: Iterable[str], reason: str) -> None:
         reason: what is wrong, such as "goes with --output".
 
     Raises:
-        BadParameter: names the first of them.
+        UsageError: names the first of them.
     """
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"{parameter.opts[0]} {reason}")
+            raise UsageError(f"{parameter.opts[0]} {reason}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
+from ..errors import UsageError
 from ._guard import guarded
 from ._options import (
     FOR_JOBS,
@@ -123,9 +124,7 @@ def fit(
     }  # fmt: skip
     others = dict(map(parse_setting, settings or ()))
     for name in others.keys() & options.keys():
-        raise typer.BadParameter(
-            f"--set {name}: this argument has its own option, --{name.replace('_', '-')}"
-        )
+        raise UsageError(f"--set {name}: this argument has its own option, --{name.replace('_', '-')}")
     arguments = {name: value for name, value in options.items() if value is not None} | others
     run(
         data,
@@ -245,13 +244,13 @@ def evaluate(
     protocol = {name: value for name, value in given.items() if value is not None}
     if maps is not None or masks is not None:
         if maps is None or masks is None or model is not None:
-            raise typer.BadParameter("--maps and --masks go together, and without MODEL and DATA")
+            raise UsageError("--maps and --masks go together, and without MODEL and DATA")
         others = ("report", "output", "device", "batch_size", "skip_broken", "native_scale", *FOR_JOBS)
         refuse(context, others, "is for MODEL and DATA, not for --maps and --masks")
         evaluate_maps(maps, masks, streaming=streaming, json=json, **protocol)
         return
     if model is None or data is None:
-        raise typer.BadParameter("wanted MODEL and DATA, or --maps and --masks")
+        raise UsageError("wanted MODEL and DATA, or --maps and --masks")
     refuse(context, ["streaming"], "is for --maps and --masks")
     if output is not None:
         refuse(context, given, "does not go with --output, which counts as the maps come")
@@ -283,9 +282,9 @@ def _check_for_job(context: typer.Context, engine: str, native_scale: bool | Non
     if engine != "ray":
         refuse(context, FOR_RAY, "goes with --engine ray")
     if native_scale:
-        raise typer.BadParameter("--native-scale does not go with --output, whose workers resize the images")
+        raise UsageError("--native-scale does not go with --output, whose workers resize the images")
     if skip_broken:
-        raise typer.BadParameter(
+        raise UsageError(
             "--skip-broken does not go with --output, which keeps unreadable images with an error"
         )
 
