@@ -98,7 +98,8 @@ def _unseen(model: Path, data: str) -> tuple[list[Sample] | list[str], int]:
 
 
 def _described(summary: Summary) -> dict[str, Any]:
-    return asdict(summary) | {"memory_mb": max(summary.memory_mb)}
+    facts = asdict(summary)
+    return facts | {"memory_mb_max": max(facts.pop("memory_mb"))}
 
 
 def _tell(summary: Summary, quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -349,7 +350,10 @@ class TestWithParquet:
         assert run.returncode == 0, run.stderr
         assert f"{out}: 13 images" in run.stdout
         assert "pixel AUROC" in run.stdout
-        assert '"bounds"' in results.read_text()
+        written = json.loads(results.read_text())
+        assert "bounds" in written
+        assert written["job"]["memory_mb_max"] > 0
+        assert "memory_mb" not in written["job"]
         again = CliRunner().invoke(app, list(map(str, command)))
         assert again.exit_code == 2
         assert f"error: --output: {out} holds an earlier run: --resume goes on" in again.stderr
