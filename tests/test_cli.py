@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import stadfast as sf
@@ -96,6 +97,14 @@ def test_wrong_usage_ends_with_2(arguments):
 
 def test_help_names_every_method():
     assert f"--method {'|'.join(sf.methods.METHODS)} " in " ".join(run("fit", "--help").stdout.split())
+
+
+@pytest.mark.parametrize("command", [command.callback.__name__ for command in app.registered_commands])
+def test_help_is_in_whole_phrases(command):
+    for parameter in get_command(app).commands[command].params:
+        assert not re.match(r"Of |If ", parameter.help or ""), parameter.name
+        assert "default " not in (parameter.help or ""), parameter.name  # default: ...
+    assert "[[" not in run(command, "--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line: ``stadfast fit | score | evaluate | export | bench | stream | info | demo``."""
+"""The command line: ``stadfast fit | score | evaluate | prune | export | bench | stream | watch | info | demo``."""
 
 from .app import app, main
 

@@ -29,6 +29,7 @@ from ._options import (
     PartSize,
     ResumeJob,
     SkipBroken,
+    SkipBrokenHere,
     refuse,
 )
 from .linescan import stream, watch
@@ -73,26 +74,28 @@ def fit(
         str, typer.Option(metavar="stpm|et-stpm|mkd|rstpm|stereotype|msfi", help="The kind of detector.")
     ] = "stpm",
     backbone: Annotated[
-        str | None, typer.Option(help="The network behind it, such as resnet18; default the method's.")
+        str | None, typer.Option(help="Backbone network, such as resnet18; default: the method's.")
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The teacher's: .pth or .safetensors; default ImageNet's."),
+        typer.Option(
+            metavar="FILE", help="The teacher's weights: .pth or .safetensors; default: ImageNet's."
+        ),
     ] = None,
     image_size: Annotated[
         str | None,
         typer.Option(
-            metavar="N|HxW", help="Images are resized to this height and width; default the method's."
+            metavar="N|HxW", help="Images are resized to this height and width; default: the method's."
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Rounds of training; default the method's.")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs; default: the method's.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images of a training step; default the method's.")
+        int | None, typer.Option(min=1, help="Images per training step; default: the method's.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same detector.")] = 0,
-    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Of the training.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|bf16", help="Precision of the training.")
+    ] = "auto",
     device: Device = "auto",
     settings: Annotated[
         list[str] | None,
@@ -100,16 +103,20 @@ def fit(
             "--set", metavar="NAME=VALUE", help="Any other argument of the method, such as variant=paper."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run ended.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
     skip_broken: SkipBroken = False,
     native_scale: Annotated[
         bool,
         typer.Option(
-            "--native-scale", help="Train on crops of the images as they are: strips, large images."
+            "--native-scale", help="Train on crops of the images as they are, for strips and large images."
         ),
     ] = False,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Deterministic algorithms only: equal bits.")
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Use deterministic algorithms only, for results that are equal bit by bit.",
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -142,18 +149,19 @@ def score(
     model: Model,
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Images, folders; with --output also Parquet, URLs."),
+        typer.Argument(metavar="PATH", help="Images or folders; with --output also Parquet files and URLs."),
     ],
     json: Json = None,
     heatmaps: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Write images with their heat maps there; with --output anomalies only."
+            metavar="DIR",
+            help="Write images with their heat maps there; with --output those of anomalies only.",
         ),
     ] = None,
     device: Device = "auto",
     batch_size: BatchSize = 16,
-    skip_broken: SkipBroken = False,
+    skip_broken: SkipBrokenHere = False,
     native_scale: NativeScale = None,
     output: Output = None,
     resume: ResumeJob = False,
@@ -165,7 +173,7 @@ def score(
     gpus: Gpus = None,
     debug: Debug = False,
 ) -> None:
-    """Score images, and say which are defective. A line each, or a whole archive to Parquet files (--output)."""
+    """Score images, and say which are defective. Prints a line for each, or writes Parquet files (--output)."""
     from .scale import score as run_job
     from .score import score as run
 
@@ -186,9 +194,7 @@ def score(
 
 def evaluate(
     context: typer.Context,
-    model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL", help="A detector that fit has saved.")
-    ] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="A detector saved by fit.")] = None,
     data: Annotated[
         str | None,
         typer.Argument(
@@ -196,26 +202,38 @@ def evaluate(
         ),
     ] = None,
     maps: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Instead: anybody's anomaly maps (TIFF, NPY, PNG).")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Evaluate these anomaly maps instead (any method's): TIFF, NPY, PNG."
+        ),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Their ground truth; a map without a mask is good.")
+        Path | None,
+        typer.Option(metavar="DIR", help="With --maps: their ground truth; a map without a mask is good."),
     ] = None,
     resize: Annotated[
         str | None,
         typer.Option(
-            metavar="maps|masks", help="Bring these to the size of the others; default masks, with MODEL."
+            metavar="maps|masks", help="Resize these to the size of the others; default, with MODEL: masks."
         ),
     ] = None,
     smoothing: Annotated[
-        float | None, typer.Option(min=0, metavar="SIGMA", help="Blur the maps by so many pixels first.")
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SIGMA",
+            help="First blur the maps with a Gaussian of this standard deviation, in pixels.",
+        ),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(metavar="all|anomalous", help="Whose pixels count: also good images', or not."),
+        typer.Option(
+            metavar="all|anomalous",
+            help="Whose pixels count: those of all images (default), or of anomalous ones only.",
+        ),
     ] = None,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="Maps in constant memory, with error bounds.")
+        bool, typer.Option("--streaming", help="With --maps: use constant memory, and give error bounds.")
     ] = False,
     json: Json = None,
     report: Annotated[
@@ -223,7 +241,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     batch_size: BatchSize = 16,
-    skip_broken: SkipBroken = False,
+    skip_broken: SkipBrokenHere = False,
     native_scale: NativeScale = None,
     output: Output = None,
     resume: ResumeJob = False,
@@ -235,7 +253,7 @@ def evaluate(
     gpus: Gpus = None,
     debug: Debug = False,
 ) -> None:
-    """Measure a detector on labelled test images. Or anybody's anomaly maps, with --maps and --masks."""
+    """Measure a detector on labelled test images. Or measure any method's anomaly maps (--maps, --masks)."""
     from .evaluate import evaluate as run
     from .evaluate import evaluate_maps
     from .scale import evaluate as run_job
@@ -293,24 +311,33 @@ def export(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Archive to write.")],
     format: Annotated[
-        str, typer.Option(metavar="torchscript|export|onnx|openvino", help="Of the archive.")
+        str, typer.Option(metavar="torchscript|export|onnx|openvino", help="Format of the archive.")
     ] = "torchscript",
-    precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Of the networks.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|bf16|fp16", help="Precision of the networks.")
+    ] = "fp32",
     size: Annotated[
-        str, typer.Option(metavar="N|HxW|dynamic", help="Height and width of the images that will come.")
+        str,
+        typer.Option(metavar="N|HxW|dynamic", help="Height and width of the images that the archive takes."),
     ] = "dynamic",
     portable: Annotated[
-        bool, typer.Option("--portable", help="Plain PyTorch operators: runs without stadfast's library.")
+        bool, typer.Option("--portable", help="Use plain PyTorch operators: runs without stadfast's library.")
     ] = False,
     aot: Annotated[
-        bool, typer.Option("--aot", help="With 'export': machine code by AOTInductor; takes minutes.")
+        bool,
+        typer.Option(
+            "--aot", help="With --format export: compile to machine code (AOTInductor); takes minutes."
+        ),
     ] = False,
     verify: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Score these images through both and compare.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Score these images with the detector and the archive, and compare."
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a detector as an archive for deployment. Its whole graph, for Scorer, C++ or other runtimes."""
+    """Write a detector as an archive for deployment. It holds the whole graph, for Scorer, C++ or other runtimes."""
     from .export import export as run
     from .fit import parse_size
 
@@ -321,28 +348,32 @@ def export(
 
 
 def bench(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A saved detector or an archive.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A detector saved by fit, or an archive.")],
     images: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Images to score, also with decoding; else noise.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Images to score, also timed with decoding; default: noise."),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes.")] = "1,8",
     against: Annotated[
         str,
         typer.Option(
-            metavar="NAME,...", help="Peers: eager, compile, aot, openvino, openvino-dynamic, anomalib."
+            metavar="NAME,...",
+            help="Peers to compare with: eager, compile, aot, openvino, openvino-dynamic, anomalib.",
         ),
     ] = "",
-    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Of the networks.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Precision of the networks.")
+    ] = "auto",
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch and of the peers.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch and of the peers.")] = None,
     rounds: Annotated[int, typer.Option(min=5, help="Samples per contender and batch size.")] = 60,
     json: Json = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Images per second, as a plot.")
+        Path | None, typer.Option(metavar="FILE.png", help="Write a plot of the images per second.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Measure latency and throughput. Alone, or beside peers on the same weights, in turn."""
+    """Measure latency and throughput. Alone, or taking turns with peers that have the same weights."""
     from .bench import bench as run
     from .bench import parse_batches
 
@@ -356,17 +387,21 @@ def prune(
     model: Model,
     data: Annotated[
         Path,
-        typer.Option(metavar="DATA", help="A category in MVTec's layout, with masks, to search weights on."),
+        typer.Option(
+            metavar="DATA", help="A category in MVTec's layout, with masks, to search the weights on."
+        ),
     ],
     output: NewModel,
     keep: Annotated[
-        int | None, typer.Option(min=1, help="Modules to keep; default all: only weigh them.")
+        int | None,
+        typer.Option(min=1, help="Number of modules to keep; default: all, which are only weighed."),
     ] = None,
-    objective: Annotated[str, typer.Option(metavar="ce|rank", help="Of the weights' search.")] = "ce",
+    objective: Annotated[str, typer.Option(metavar="ce|rank", help="Objective of the weight search.")] = "ce",
     fraction: Annotated[
-        float, typer.Option(help="Share of each kind of defect to search on; evaluate leaves these out.")
+        float,
+        typer.Option(help="Share of each kind of defect to search on; evaluate leaves these images out."),
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the choice of these images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of these images.")] = 0,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:
@@ -378,22 +413,24 @@ def prune(
 
 def info(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="A saved detector; else this machine.")
+        Path | None, typer.Argument(metavar="MODEL", help="A detector saved by fit; default: this machine.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Show what stadfast runs on here, or a detector's facts."""
+    """Show what stadfast runs on here, or the facts of a detector."""
     from .info import info as run
 
     run(model)
 
 
 def demo(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("demo-output"),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and epochs: half a minute.")] = False,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to.")] = Path("demo-output"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use fewer images and epochs; takes half a minute.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Learn a generated material and find its defects. Writes the report, heat maps and what a web of it shows."""
+    """Learn a generated material and find its defects. Writes a report, heat maps and the defects of a web."""
     from .demo import demo as run
 
     run(output, quick=quick)
