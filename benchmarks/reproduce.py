@@ -22,6 +22,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -206,20 +207,38 @@ def profile(method: str, arguments: dict[str, Any], dataset: sf.MVTecLayout) -> 
 
 
 def print_cases(cases: Sequence[dict[str, Any]]) -> None:
+    """Case by case, and for each method the means of each category's seeds, and of its categories."""
     rows = []
-    several = [name for name in ("method", "seed") if len({case["case"].get(name) for case in cases}) > 1]
-    names = ["category", *several]
-    for case in cases:
-        figures, known = case["figures"], case["published"] or {}
-        values = [f"{figures[level][key]:.4f}" for level, key in FIGURES]
-        rows.append([
-            " ".join(str(case["case"][name]) for name in names), *values, f"{case['time']['fit_s']:.0f} s",
-            " ".join(f"{key} {value}" for key, value in known.items()) or "-",
-        ])  # fmt: skip
-    if len(cases) > 1:
-        means = [sum(c["figures"][level][key] for c in cases) / len(cases) for level, key in FIGURES]
-        rows.append(["mean", *(f"{value:.4f}" for value in means), "", ""])
+    for method, ours in grouped(cases, "method").items():
+        by_category = grouped(ours, "category")
+        for case in ours:
+            figures, known = case["figures"], case["published"] or {}
+            rows.append([
+                " ".join(map(str, case["case"].values())), *(f"{figures[level][key]:.4f}" for level, key in FIGURES),
+                f"{case['time']['fit_s']:.0f} s", " ".join(f"{key} {value}" for key, value in known.items()) or "-",
+            ])  # fmt: skip
+        for category, some in by_category.items():
+            if len(some) > 1:
+                rows.append([f"{category} {method}: mean of seeds", *means(some), "", ""])
+        if len(by_category) > 1:
+            rows.append([f"{method}: mean of categories", *means(ours), "", ""])
     print_table(["", *(" ".join(pair) for pair in FIGURES), "fit", "published"], rows)
+
+
+def grouped(cases: Sequence[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
+    found: dict[Any, list[dict[str, Any]]] = {}
+    for case in cases:
+        found.setdefault(case["case"].get(name), []).append(case)
+    return found
+
+
+def means(cases: Sequence[dict[str, Any]]) -> list[str]:
+    """Each figure's mean, ± the standard deviation over the seeds where there are several."""
+    found = []
+    for level, key in FIGURES:
+        by_seed = [fmean(c["figures"][level][key] for c in some) for some in grouped(cases, "seed").values()]
+        found.append(f"{fmean(by_seed):.4f}" + (f" ± {stdev(by_seed):.4f}" if len(by_seed) > 1 else ""))
+    return found
 
 
 def methods(text: str) -> str:

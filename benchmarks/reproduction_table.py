@@ -21,7 +21,8 @@ METHODS = {
     "mkd": "Multiresolution Knowledge Distillation", "stereotype": "Stereotype Deepening",
 }  # fmt: skip
 HEADER = [
-    "run", "category", "image AUROC", "pixel AUROC", "AUPRO@0.3", "AUPRO@0.05", "published", "epochs", "fit",
+    "run", "category", "image AUROC", "pixel AUROC", "AUPRO@0.3", "AUPRO@0.05", "found / false alarms", "published",
+    "epochs", "fit (shared machine)",
 ]  # fmt: skip
 _PLAIN = ("method", "weights", "seed")
 
@@ -58,12 +59,13 @@ def rows_of(document: Mapping[str, Any], method: str) -> Iterator[list[str]]:
             continue
         figures, training = case["figures"], case["training"]
         phases = training.get("phases", {"": training})
-        known = case["published"] or {}
+        known, rates = case["published"] or {}, figures["at_threshold"]
         yield [
             f"`{document['benchmark'].removeprefix('reproduce_')}`: {', '.join([weights, *options])}",
             case["case"]["category"] + (f", seed {case['case']['seed']}" if "seed" in case["case"] else ""),
             f"{figures['image']['auroc']:.3f}", f"{figures['pixel']['auroc']:.3f}",
             f"{figures['aupro']['0.3']:.3f}", f"{figures['aupro']['0.05']:.3f}",
+            f"{100 * rates['true_positive_rate']:.0f} / {100 * rates['false_positive_rate']:.0f} %",
             ", ".join(f"{name.replace('_auroc', '').replace('_', ' ')} {value:.3f}" for name, value in known.items()),
             " + ".join(str(phase["epochs"]) for phase in phases.values()),
             f"{case['time']['fit_s']:.0f} s",
