@@ -60,7 +60,7 @@ def test_ops_example() -> None:
     maps = sf.ops.pyramid_distance(student, teacher)
     names = {
         "sf": sf, "F": F, "math": math, "student": student, "teacher": teacher, "maps": maps, "size": (256, 256),
-        "scores": torch.rand(2, 8, 8), "masks": torch.rand(2, 8, 8) > 0.8,
+        "anomaly_maps": torch.rand(2, 8, 8), "masks": torch.rand(2, 8, 8) > 0.8,
     }  # fmt: skip
     exec(BLOCKS[1], names)
     first = BLOCKS[1].splitlines()[0].split("#")[0]

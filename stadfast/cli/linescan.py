@@ -110,12 +110,12 @@ def stream(
         ),
     ] = None,
     overrun: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="block|drop_oldest|drop_newest",
-            help="What to do when lines come too fast: block, drop_oldest or drop_newest (for cameras).",
+            help="What to do when lines come too fast; default: drop_oldest with a camera, else block.",
         ),
-    ] = "block",
+    ] = None,
     capacity: Annotated[
         int, typer.Option(min=1, help="Number of lines that may wait to be inspected.")
     ] = 4096,
