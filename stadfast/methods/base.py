@@ -210,7 +210,7 @@ class Detector:
         if native_scale:
             identity["native_scale"] = "crops"
         options = TrainingOptions(
-            epochs=self.epochs, batch_size=self.batch_size, seed=self.seed, patience=self.patience,
+            epochs=self.epochs, batch_size=self._batch_size, seed=self.seed, patience=self.patience,
             checkpoint=Path(checkpoint) if checkpoint else None, resume=resume, identity=identity,
             callbacks=callbacks, show_progress=show_progress and distributed.is_main(),
         )  # fmt: skip
@@ -321,7 +321,7 @@ class Detector:
         loaded = read_resized(
             images_of(data), graph.preprocess, device, broken=self.broken_ if skip_broken else None
         )
-        while chunk := list(islice(loaded, batch_size or self.batch_size)):
+        while chunk := list(islice(loaded, batch_size or self._batch_size)):
             sources, images = zip(*chunk, strict=True)
             batch = torch.stack(images)
             if batch.dim() == 4:  # a pyramid of sizes comes packed, pixel by pixel
@@ -459,6 +459,11 @@ class Detector:
         size = self.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
+    @property
+    def _batch_size(self) -> int:
+        """Images of a step."""
+        return self.batch_size
+
     def _adopt(self, graph: ScoringGraph) -> None:
         self._made_with = self._described_arguments()
         graph.eval().requires_grad_(False)
@@ -507,9 +512,9 @@ class Detector:
                 f"{self.method} cannot be trained by several processes, as its losses compare the images of a batch "
                 "with each other: run it without torchrun"
             )
-        if self.batch_size < count:
+        if self._batch_size < count:
             raise UsageError(
-                f"batch_size: expected at least {count}, the number of processes, got {self.batch_size}"
+                f"batch_size: expected at least {count}, the number of processes, got {self._batch_size}"
             )
 
     def _check_arguments(self) -> None:

@@ -193,7 +193,7 @@ class EnhancedTeacherSTPM(Detector):
         device = graph.threshold.device
         store = FeatureStore(
             found.images, graph.preprocess, NoFeatures(), precision=precision, device=device,
-            budget_gb=self.cache_gb, batch_size=self.batch_size, skip_broken=skip_broken,
+            budget_gb=self.cache_gb, batch_size=options.batch_size, skip_broken=skip_broken,
             show_progress=options.show_progress,
         )  # fmt: skip
         self.broken_ = store.broken

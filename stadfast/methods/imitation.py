@@ -45,7 +45,7 @@ class Imitation:
             fused=True,  # one pass over the weights instead of four
         )
         self._images, self._held_out = images, held_out
-        self._precision, self._batch_size = precision, detector.batch_size
+        self._precision, self._batch_size = precision, detector._batch_size
 
     # ---------------------------------------------------------------- what a method says
 
@@ -96,7 +96,7 @@ def feature_stores(
     stores = [
         FeatureStore(
             images, preprocess, teacher, precision=precision, device=preprocess.mean.device,
-            budget_gb=detector.cache_gb, batch_size=detector.batch_size, skip_broken=skip_broken,
+            budget_gb=detector.cache_gb, batch_size=options.batch_size, skip_broken=skip_broken,
             show_progress=options.show_progress,
         ) if images else None
         for images in (train, held_out)

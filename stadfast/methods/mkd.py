@@ -179,7 +179,7 @@ class _Cloning:
             self.module.parameters(), lr=detector.learning_rate, fused=True
         )
         self._images, self._held_out = images, held_out
-        self._precision, self._batch_size = precision, detector.batch_size
+        self._precision, self._batch_size = precision, detector._batch_size
         self._weights = network.loss_weights
         if self._weights.isnan().any():
             self._weights[0] = on_main(lambda: self._initial_ratio().item())

@@ -147,11 +147,10 @@ class StereotypeDeepening(Detector):
         learning_rate: float = 1e-3,
         weight_decay: float = 1e-5,
     ) -> None:
-        if batch_size is None:
-            batch_size = _PATCHES if one_patch else 1
         super().__init__(
             backbone, weights=weights, layers=layers, image_size=image_size, epochs=epochs,  # type: ignore[arg-type]
-            batch_size=batch_size, validation_fraction=validation_fraction, patience=patience, seed=seed,
+            batch_size=batch_size,  # type: ignore[arg-type]
+            validation_fraction=validation_fraction, patience=patience, seed=seed,
             device=device, precision=precision, deterministic=deterministic, cache_gb=cache_gb,
         )  # fmt: skip
         self.doctor = doctor
@@ -206,7 +205,7 @@ class StereotypeDeepening(Detector):
         def store(images: Images, skip: bool) -> FeatureStore:
             return FeatureStore(
                 images, graph.preprocess, known, precision=precision, device=device, budget_gb=self.cache_gb,
-                batch_size=self.batch_size, skip_broken=skip, show_progress=options.show_progress,
+                batch_size=options.batch_size, skip_broken=skip, show_progress=options.show_progress,
             )  # fmt: skip
 
         good = store(train_images, skip_broken)
@@ -214,28 +213,28 @@ class StereotypeDeepening(Detector):
         self.broken_ = [entry for s in (good, unseen) if s is not None for entry in s.broken]
         self.notes_.append(_RECONSTRUCTION)
 
-        steps = math.ceil(len(good) / self.batch_size)  # an epoch
+        steps = math.ceil(len(good) / options.batch_size)  # an epoch
         epochs = self.epochs or math.ceil(_STEPS / steps)
         recipe, history = self._recipe(), []
         if self._distilled:
             learnt, checked = self._doctor_sources(good, unseen, store, precision, device)
             training = DoctorTraining(
-                tree.doctor, learnt, checked, recipe, self.class_weight, self.batch_size,  # type: ignore[arg-type]
-                self.doctor_epochs * math.ceil(len(learnt) / self.batch_size),
+                tree.doctor, learnt, checked, recipe, self.class_weight, options.batch_size,  # type: ignore[arg-type]
+                self.doctor_epochs * math.ceil(len(learnt) / options.batch_size),
             )  # fmt: skip
             history += train(training, options.phase("doctor", epochs=self.doctor_epochs))
             tree.doctor.settle()  # type: ignore[operator,union-attr]
         for level in range(1, len(self.widths) + 1):
-            standardise_level(tree, level - 1, good, self.batch_size, recipe.by_component)
-            students = LevelTraining(tree, level, good, unseen, recipe, self.batch_size, steps * epochs)
+            standardise_level(tree, level - 1, good, options.batch_size, recipe.by_component)
+            students = LevelTraining(tree, level, good, unseen, recipe, options.batch_size, steps * epochs)
             name = _LEVEL_NAMES[level] if level < len(_LEVEL_NAMES) else f"level {level}"
             history += train(students, options.phase(name, epochs=epochs))
             students.settle()
             if self._whitened:
-                whiten_level(tree, level, unseen or good, self.batch_size)
+                whiten_level(tree, level, unseen or good, options.batch_size)
         tree.reduce()
         if self.zscore_terms:
-            scale_terms(tree, unseen or good, self.batch_size)
+            scale_terms(tree, unseen or good, options.batch_size)
         return history
 
     # ---------------------------------------------------------------- the three maps
@@ -253,7 +252,7 @@ class StereotypeDeepening(Detector):
         found = []
         with torch.no_grad():
             images = [image for _, image in read_resized(images_of(data), graph.preprocess, device)]
-            for batch in torch.stack(images).split(batch_size or self.batch_size):
+            for batch in torch.stack(images).split(batch_size or self._batch_size):
                 found.append(tree.term_maps(graph.preprocess(batch)).cpu())
         return dict(zip(tree.terms, torch.cat(found).split(1, dim=1), strict=True))
 
@@ -333,6 +332,12 @@ class StereotypeDeepening(Detector):
             return (patch, patch)
         size = 256 if self.image_size is None else self.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def _batch_size(self) -> int:
+        if self.batch_size is None:
+            return _PATCHES if self.one_patch else 1
+        return self.batch_size
 
     def _check_native_scale(self) -> None:
         if self.one_patch:

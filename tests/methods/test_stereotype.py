@@ -88,6 +88,16 @@ def test_images_of_one_patch(quick: dict[str, Any], images: Tensor, doctor: str)
     assert detector.threshold_ == detector.pixel_threshold_
 
 
+def test_the_batch_size_follows_from_one_patch(quick: dict[str, Any], images: Tensor) -> None:
+    arguments = quick | {"image_size": None, "widths": (2,)}
+    detector = sf.StereotypeDeepening(**arguments).set_params(batch_size=None)
+    assert detector.batch_size is None
+    assert detector._batch_size == 1
+    detector.set_params(one_patch=True).fit(images[:, :, :28, :28], show_progress=False)
+    assert detector._batch_size == 64
+    assert detector.score(images[:3, :, :28, :28]).shape == (3,)
+
+
 def test_the_doctor_learns_classes(quick: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
     from PIL import Image
 
