@@ -29,7 +29,7 @@ class Recipe:
     Attributes:
         mu: weight of the regression error; 1 - mu is the compactness loss's (the paper's eq. 6).
         compactness: its form, see :func:`compactness_loss`.
-        compact_doctor, compact_students: who is trained with it.
+        compact_doctor, compact_students: who is trained with both losses; others learn by the error alone.
         compact_batch: descriptors that are compared with each other.
         over_channels: the error is a mean over the 512 channels, too.
         learning_rate, weight_decay: of Adam; the rate falls to 0 along half a cosine.
@@ -62,11 +62,15 @@ class Recipe:
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, int(done) / steps)))
 
-    def compact(self, descriptors: Tensor, generator: torch.Generator) -> Tensor:
-        """The compactness loss of some of the descriptors (n, 512), with its weight in eq. 6."""
-        chosen = torch.randperm(len(descriptors), generator=generator)[: self.compact_batch]
-        rows = descriptors[chosen.to(descriptors.device)]
-        return (1 - self.mu) * compactness_loss(rows, self.compactness)
+    def weighed(self, error: Tensor, descriptors: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+        """Eq. 6: the error, and the compactness of some of each network's descriptors (n, 512)."""
+        loss = self.mu * error
+        if self.mu < 1:
+            for found in descriptors:
+                chosen = torch.randperm(len(found), generator=generator)[: self.compact_batch]
+                rows = found[chosen.to(found.device)]
+                loss = loss + (1 - self.mu) * compactness_loss(rows, self.compactness)
+        return loss
 
 
 def compactness_loss(descriptors: Tensor, form: str = "pairs") -> Tensor:
@@ -137,10 +141,8 @@ class DoctorTraining:
         self._recipe.slow_down(self.optimizer, self._learning.steps, self._steps)
         self._learning.steps += 1
         error, classes, descriptors = self._errors(self._patches, indices, generator)
-        loss = self._recipe.mu * (error + self._class_weight * classes)
-        if self._recipe.compact_doctor and self._recipe.mu < 1:
-            loss = loss + self._recipe.compact(descriptors, generator)
-        return loss
+        error = error + self._class_weight * classes
+        return self._recipe.weighed(error, [descriptors], generator) if self._recipe.compact_doctor else error
 
     def validate(self) -> float | None:
         """The loss without compactness, on the same patches of the held-out images in every epoch."""
@@ -200,11 +202,10 @@ class LevelTraining:
         self._recipe.slow_down(self.optimizer, self._learning.steps, self._steps)
         self._learning.steps += 1
         error, learnt = self._errors(*self._crop(*self._images.batch(indices), generator))
-        loss = self._recipe.mu * error
-        if self._recipe.compact_students and self._recipe.mu < 1:
-            rows = [x.permute(0, 2, 3, 1).flatten(0, 2) for x in learnt]
-            loss = loss + sum(self._recipe.compact(x, generator) for x in rows)
-        return loss
+        if not self._recipe.compact_students:
+            return error
+        rows = (x.permute(0, 2, 3, 1).flatten(0, 2) for x in learnt)
+        return self._recipe.weighed(error, rows, generator)
 
     def validate(self) -> float | None:
         """The regression error on the held-out images, summed over the children."""

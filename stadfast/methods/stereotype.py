@@ -70,11 +70,12 @@ class StereotypeDeepening(Detector):
         doctor_epochs: of the doctor's training.
         patches_per_image: patches that the doctor sees of an image in an epoch.
         class_weight: of the doctor's cross entropy.
-        mu: weight of the regression error, 1 - mu of the compactness loss (eq. 6). 1 is the gradient of the paper's
-            equations as printed, since eq. 5 is a constant.
+        mu: weight of the regression error, 1 - mu of the compactness loss (eq. 6), for those named by
+            ``compactness_on``; the others learn by the error alone. 1 is the gradient of the paper's equations as
+            printed, since eq. 5 is a constant.
         compactness: ``"pairs"``, ``"abs"``, ``"dims"`` or ``"literal"``, see
             :func:`~stadfast.methods._deepening.compactness_loss`.
-        compactness_on: ``"students"``, ``"doctor"`` or ``"both"``; the paper says both.
+        compactness_on: ``"students"``, or with a distilled doctor ``"doctor"`` or ``"both"``; the paper says both.
         compactness_batch: descriptors that are compared with each other at a step.
         error_over_channels: whether the regression error is a mean over the 512 channels, too.
         standardise: what children learn has mean 0 in every component, and deviation 1 over all of them
@@ -361,8 +362,6 @@ class StereotypeDeepening(Detector):
             )
         if self.mu > 1:
             raise UsageError(f"mu: expected a number from 0 to 1, got {self.mu!r}")
-        if self.doctor_data is not None and not self._distilled:
-            raise UsageError("doctor_data: only a distilled doctor learns from it; set doctor='distilled'")
         choices = {
             "doctor": _DOCTORS, "standardise": _STANDARDS, "distance": _DISTANCES,
             "compactness": COMPACTNESS, "compactness_on": _TRAINED_WITH,
@@ -370,6 +369,16 @@ class StereotypeDeepening(Detector):
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not self._distilled:
+            if self.doctor_data is not None:
+                raise UsageError(
+                    "doctor_data: only a distilled doctor learns from it; set doctor='distilled'"
+                )
+            if self.compactness_on != "students":
+                raise UsageError(
+                    f"compactness_on: only a distilled doctor learns, got {self.compactness_on!r}; set "
+                    "doctor='distilled'"
+                )
         if isinstance(self.terms, str) or not self.terms or not set(self.terms) <= set(TERMS):
             raise UsageError(f"terms: expected some of {', '.join(TERMS)}, got {self.terms!r}")
 

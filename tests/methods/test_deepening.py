@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from trees import TINY, doctor, random, tree
 
 from stadfast.methods._deepening import (
+    DoctorTraining,
     LevelTraining,
     Recipe,
     compactness_loss,
@@ -123,6 +125,32 @@ def test_the_error_is_towards_ones_own_parent(small: FeatureStore) -> None:
     torch.testing.assert_close(summed, DESCRIPTOR * error, rtol=1e-4, atol=1e-4)
 
 
+class Drawn:
+    """Patches that are always the same."""
+
+    channels, classes, device = 4, 2, torch.device("cpu")
+
+    def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        n = len(indices)
+        return random(n, 3, TINY.patch, TINY.patch), torch.zeros(n, dtype=torch.int64), random(n, 4, seed=1)
+
+    def autocast(self) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
+
+def test_mu_is_the_doctors_only_with_compactness() -> None:
+    def loss(**changes: Any) -> float:
+        training = DoctorTraining(tree().networks[0], Drawn(), None, recipe(**changes), 1.0, 4, 12)  # type: ignore[arg-type]
+        return float(training.loss(torch.arange(4)).detach())
+
+    error = loss()
+    assert error > 0
+    assert loss(mu=0.0) == pytest.approx(error, rel=1e-5)
+    compactness = loss(mu=0.0, compact_doctor=True)
+    assert 0 < compactness <= 1
+    assert loss(mu=0.5, compact_doctor=True) == pytest.approx(0.5 * error + 0.5 * compactness, rel=1e-5)
+
+
 def test_mu_weighs_error_against_compactness(small: FeatureStore) -> None:
     found = tree()
 
@@ -132,7 +160,7 @@ def test_mu_weighs_error_against_compactness(small: FeatureStore) -> None:
         )
 
     error = loss()
-    assert loss(mu=0.5, compact_students=False) == pytest.approx(0.5 * error, rel=1e-5)
+    assert loss(mu=0.0, compact_students=False) == pytest.approx(error, rel=1e-5)
     compactness = loss(mu=0.0)
     assert 0 < compactness <= 2  # of two masters
     assert loss(mu=0.5) == pytest.approx(0.5 * error + 0.5 * compactness, rel=1e-5)
