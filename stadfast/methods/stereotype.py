@@ -32,7 +32,7 @@ from .base import Detector
 from .features import FeatureStore
 from .graph import Preprocess, ScoringGraph
 from .hardware import Precision
-from .sources import Images, images_of, read_resized
+from .sources import Images
 from .training import EpochRecord, TrainingOptions, train
 
 _DOCTORS = ("pretrained", "distilled")
@@ -240,21 +240,21 @@ class StereotypeDeepening(Detector):
 
     # ---------------------------------------------------------------- the three maps
 
-    def term_maps(self, data: Any, *, batch_size: int | None = None) -> dict[str, Tensor]:
+    def term_maps(
+        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False
+    ) -> dict[str, Tensor]:
         """Each of the maps whose sum is the anomaly map: name -> (N, 1, H, W), float32.
 
         Args:
             data: images, as for :meth:`predict`.
             batch_size: images computed at once; None: the training's.
+            skip_broken: leave out unreadable files; ``broken_`` lists them.
         """
         graph = self._fitted()
         tree: DescriptorTree = graph.network  # type: ignore[assignment]
-        device = graph.threshold.device
-        found = []
         with torch.no_grad():
-            images = [image for _, image in read_resized(images_of(data), graph.preprocess, device)]
-            for batch in torch.stack(images).split(batch_size or self._batch_size):
-                found.append(tree.term_maps(graph.preprocess(batch)).cpu())
+            batches = self._batches(data, batch_size, skip_broken)
+            found = [tree.term_maps(graph.preprocess(images)).cpu() for _, images in batches]
         return dict(zip(tree.terms, torch.cat(found).split(1, dim=1), strict=True))
 
     # ---------------------------------------------------------------- details

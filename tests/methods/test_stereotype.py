@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import stadfast as sf
@@ -37,6 +38,13 @@ def test_fit_predict_save_load(
     torch.testing.assert_close(found.pred_score, found.anomaly_map.flatten(1).amax(1))
     maps = detector.term_maps(images[:3])
     assert list(maps) == ["inference", "delivery", "peer"]
+    with pytest.raises(UsageError, match="batch_size"):
+        detector.term_maps(images[:3], batch_size=0)
+    (tmp_path / "0.png").touch()
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(tmp_path / "1.png")
+    left = detector.term_maps(tmp_path, batch_size=1, skip_broken=True)
+    torch.testing.assert_close(left["peer"], maps["peer"][:1], rtol=1e-4, atol=1e-4)
+    assert [path.name for path, _ in detector.broken_] == ["0.png"]
     torch.testing.assert_close(sum(maps.values()), found.anomaly_map, rtol=1e-4, atol=1e-4)
     assert found.anomaly_map.min() > 0
     assert any("reconstruction" in note for note in detector.notes_)
@@ -99,8 +107,6 @@ def test_the_batch_size_follows_from_one_patch(quick: dict[str, Any], images: Te
 
 
 def test_the_doctor_learns_classes(quick: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
-    from PIL import Image
-
     for number, image in enumerate(images[:6]):
         path = tmp_path / ("cloth", "wood", "tile")[number % 3] / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
