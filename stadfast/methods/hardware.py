@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,13 @@ import torch
 from ..errors import UsageError
 
 PRECISIONS = ("auto", "fp32", "bf16")
+
+_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+# Controllers as /proc/self/cgroup names them (none: version 2) -> limit, use, and what of the use gives way.
+_GROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 class Precision(NamedTuple):
@@ -67,19 +75,45 @@ def choose_precision(name: str, device: torch.device) -> Precision:
 
 
 def _cpu_flags() -> frozenset[str]:
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123
-            flags = next((line for line in file if line.startswith("flags")), "")
-    except OSError:
-        return frozenset()
+    flags = next((line for line in _lines(_PROC / "cpuinfo") if line.startswith("flags")), "")
     return frozenset(flags.split())
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that could be allocated on ``device`` now."""
+    """Bytes that could be allocated on ``device`` now, by the machine and by the process's container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return min([_free_on_machine(), *_free_in_groups()])
+
+
+def _free_on_machine() -> int:
+    """With the page cache, which gives way; where the system does not say, the pages that nobody uses."""
+    for line in _lines(_PROC / "meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_in_groups() -> Iterator[int]:
+    """What is left below the limit of each control group around the process, as containers set them."""
+    for line in _lines(_PROC / "self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers in _GROUP_FILES:
+            limit, used, cache = _GROUP_FILES[controllers]
+            top = _GROUPS / controllers
+            folder = top / path.lstrip("/")  # in a container it may be the machine's, and not be there
+            for group in [folder, *folder.parents][: len(folder.parts) - len(top.parts) + 1]:
+                with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
+                    left = int((group / limit).read_text()) - int((group / used).read_text())
+                    statistics = dict(entry.split() for entry in _lines(group / "memory.stat"))
+                    yield max(0, left + int(statistics.get(cache, 0)))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
 
 
 @contextlib.contextmanager
