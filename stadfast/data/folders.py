@@ -80,11 +80,11 @@ class MVTecLayout(_Dataset):
         test, truth = self.root / "test", self.root / "ground_truth"
         if not test.is_dir():
             return []
-        kinds = sorted(path.name for path in _subfolders(test))
+        kinds = sorted(path.name for path in subfolders(test))
         if not kinds:
             raise DataError(f"{test} has no folders; wanted test/good and test/<defect>")
         if truth.is_dir():
-            for path in _subfolders(truth):
+            for path in subfolders(truth):
                 if path.name not in kinds:
                     raise DataError(f"masks without images: {path} exists, but {test / path.name} does not")
         samples: list[Sample] = []
@@ -241,7 +241,8 @@ def _walk(root: Path, allowed: tuple[str, ...]) -> list[Path]:
     return sorted(found)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted; hidden ones, such as a notebook's ``.ipynb_checkpoints``, are left out."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -257,7 +258,7 @@ def _looks_like_category(folder: Path) -> bool:
 def _categories(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return [path.name for path in _subfolders(folder) if _looks_like_category(path)]
+    return [path.name for path in subfolders(folder) if _looks_like_category(path)]
 
 
 def _category_folder(root: Path, category: str | None) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..backbones import FeaturePyramid, freeze
 from ..data import open_dataset
+from ..data.folders import subfolders
 from ..errors import DataError
 from .features import FeatureStore
 from .hardware import Precision
@@ -57,7 +58,7 @@ def read_categories(folder: str | os.PathLike[str], anomalies: float, seed: int)
     root = Path(folder)
     if not root.is_dir():
         raise DataError(f"finetune_data: {root} is not a folder; wanted one with a folder for each category")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = subfolders(root)
     if len(folders) < 2 or (root / "train").is_dir():
         names = ", ".join(path.name for path in folders) or "none"
         raise DataError(

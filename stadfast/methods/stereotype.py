@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..backbones import FeaturePyramid
 from ..data import list_images
+from ..data.folders import subfolders
 from ..errors import DataError, UsageError
 from ._deepening import (
     COMPACTNESS,
@@ -390,7 +391,7 @@ def labelled_images(folder: str | os.PathLike[str]) -> tuple[list[Path], list[in
         DataError: fewer than two sub-folders with images.
     """
     root = Path(folder)
-    classes = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    classes = subfolders(root) if root.is_dir() else []
     if len(classes) < 2:
         raise DataError(
             f"doctor_data: expected a folder with a sub-folder for each of two or more classes: {root}"

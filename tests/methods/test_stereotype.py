@@ -111,6 +111,7 @@ def test_the_doctor_learns_classes(quick: dict[str, Any], images: Tensor, tmp_pa
         path = tmp_path / ("cloth", "wood", "tile")[number % 3] / f"{number}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
     found, labels, classes = labelled_images(tmp_path)
     assert classes == ["cloth", "tile", "wood"]
     assert [path.parent.name for path in found] == [classes[label] for label in labels]
