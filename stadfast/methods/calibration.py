@@ -29,7 +29,7 @@ def threshold_of(
         The threshold, a float32 scalar, and ``{"quantile": q}`` or ``{"target_fpr": f}``.
 
     Raises:
-        UsageError: both or neither kind fits, out of range, or too few images for ``target_fpr``.
+        UsageError: both are given, out of range, or too few images for ``target_fpr``.
     """
     if target_fpr is None:
         quantile = DEFAULT_QUANTILE if quantile is None else quantile
@@ -40,8 +40,13 @@ def threshold_of(
         raise UsageError("quantile and target_fpr exclude each other")
     if not (is_number(target_fpr) and 0 < target_fpr < 1):
         raise UsageError(f"target_fpr: expected a number between 0 and 1, got {target_fpr!r}")
-    rank = math.ceil((len(scores) + 1) * (1 - target_fpr))
+    rank = max(1, _ceil((len(scores) + 1) * (1 - target_fpr)))
     if rank > len(scores):
-        needed = math.ceil(1 / target_fpr) - 1
+        needed = _ceil(1 / target_fpr) - 1
         raise UsageError(f"target_fpr {target_fpr} needs at least {needed} good images, got {len(scores)}")
     return scores.sort().values[rank - 1], {"target_fpr": target_fpr}
+
+
+def _ceil(number: float) -> int:
+    """Without what floats add: 10 (1 - 0.7) is 3, not 3.0000000000000004."""
+    return math.ceil(round(number, 9))

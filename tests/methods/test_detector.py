@@ -15,6 +15,7 @@ from torch import Tensor
 
 import stadfast as sf
 from stadfast.errors import DataError, StadfastError, UsageError
+from stadfast.methods.calibration import threshold_of
 
 
 def test_prediction_has_the_promised_shapes(fitted: sf.STPM, images: Tensor) -> None:
@@ -158,6 +159,14 @@ def test_target_fpr_is_the_conformal_rank(fitted: sf.STPM, images: Tensor) -> No
     fitted.calibrate(images, target_fpr=0.25)  # ceil(13 * 0.75) = 10th smallest of 12
     assert fitted.threshold_ == scores[9].item()
     assert fitted.calibration_ == {"target_fpr": 0.25, "images": 12, "source": "given images"}
+
+
+@pytest.mark.parametrize(
+    ("count", "target_fpr", "rank"), [(9, 0.7, 3), (9, 0.35, 7), (8, 1 / 3, 6), (8, 1 - 1e-12, 1)]
+)
+def test_the_rank_is_free_of_rounding(count: int, target_fpr: float, rank: int) -> None:
+    scores = torch.arange(1.0, count + 1)  # ceil((9 + 1) (1 - 0.7)) is 3, although floats make it 4
+    assert threshold_of(scores, target_fpr=target_fpr)[0] == rank
 
 
 @pytest.mark.parametrize(
