@@ -38,7 +38,7 @@ class ImageLoader:
         broken: (path, reason) of the files left out in the current or latest iteration.
 
     Raises:
-        UnreadableImageError: (iterating) a file cannot be read, or none can.
+        UnreadableImageError: (iterating) a file cannot be read. DataError: (iterating) none can.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class Detector:
         graph_: the module behind ``predict``: (B, 3, h, w) float in [0, 1] -> Prediction.
         native_scale_: fitted at native scale, and predicting at it unless told otherwise.
         history_: one record per epoch.
-        broken_: (path, reason) of training images left out.
+        broken_: (path, reason) of images left out by the latest fit or prediction.
         metadata_: what the bundle says about the detector's making.
         notes_: what whoever reads its figures must know, such as test images seen in training.
     """
@@ -250,7 +250,7 @@ class Detector:
             skip_broken: leave out unreadable files.
 
         Raises:
-            UsageError: both or neither kind fits, out of range, or too few images for ``target_fpr``.
+            UsageError: both are given, out of range, or too few images for ``target_fpr``.
         """
         self._calibrate(calibration_images(data), quantile, target_fpr, "given images", skip_broken)
         return self

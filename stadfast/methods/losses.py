@@ -13,8 +13,9 @@ from ..ops.maps import EPS
 
 
 def unit_l1_cosine(student: Tensor, teacher: Tensor, l1_weight: float, cosine_weight: float) -> Tensor:
-    """Mean over all positions of ``l1_weight ||u - v||_1 + cosine_weight (1 - u v)``, u and v being the student's and
-    the teacher's features normalised along the channels. Equivalent to::
+    """Mean over all positions of ``l1_weight ||u - v||_1 + cosine_weight ||u - v||^2 / 2``, u and v being the student's
+    and the teacher's features normalised along the channels. The second term is ``1 - cos``, but where a vector is
+    zero: there it is 1/2, or 0 if both are. Equivalent to::
 
         u, v = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
         (l1_weight * (u - v).abs().sum(1) + cosine_weight * (u - v).square().sum(1) / 2).mean()

@@ -48,11 +48,12 @@ class ReconstructionSTPM(Detector):
         weights2: of the second teacher; None: its own ImageNet weights, or, if ``backbone2`` is ``backbone``, those of
             the first, which is then computed only once for both.
         gate: how attention a weighs the students' features x: ``"residual"``, x (1 + a); ``"mul"``, x a; ``"none"``.
-        decoder_blocks: residual blocks of the decoder after each upsampling. 2 is the size of the paper's figure (33
-            GMAC an image at 256 x 256, and 89 M parameters), 1 costs half as much.
+        decoder_blocks: residual blocks of the decoder after each upsampling. With gates 2 cost 38 GMAC an image at
+            256 x 256 and have 100 M parameters, 1 24 GMAC and 75 M. The paper leaves the sizes of decoder and
+            attention unit open; these are an unofficial implementation's.
         epochs: of the first student; the paper trains both 100.
-        decoder_epochs: of the decoder, which learns faster and whose epochs cost eleven times as much; None: a third
-            of ``epochs``.
+        decoder_epochs: of the decoder, which learns faster and whose epochs cost six to nine times as much; None: a
+            third of ``epochs``.
         image_size, batch_size, validation_fraction, patience, seed, device, precision, deterministic, cache_gb: see
             :class:`Detector`. Each student keeps its own best epoch.
         learning_rate, momentum, weight_decay: of SGD.
