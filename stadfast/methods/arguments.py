@@ -41,13 +41,16 @@ def is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def check_arguments(cls: type, given: Mapping[str, Any], counts: Sequence[str]) -> None:
-    """What holds for every method: numbers are numbers, switches are switches.
+def check_arguments(
+    cls: type, given: Mapping[str, Any], counts: Sequence[str], choices: Mapping[str, Sequence[str]]
+) -> None:
+    """What holds for every method: numbers are numbers, switches are switches, choices are known.
 
     Args:
         cls: the method's class; where a default is None, the argument may be None.
         given: name -> value.
         counts: names of those that are whole numbers from 1.
+        choices: name -> the words that are one of.
 
     Raises:
         UsageError: names the argument.
@@ -61,6 +64,9 @@ def check_arguments(cls: type, given: Mapping[str, Any], counts: Sequence[str]) 
             _expect(is_count(value, 0) and value < _MAX_SEED, name, "a whole number from 0 below 2^63", value)
         elif name in counts:
             _expect(is_count(value), name, "a whole number from 1", value)
+        elif name in choices:
+            known = choices[name]
+            _expect(isinstance(value, str) and value in known, name, f"one of {', '.join(known)}", value)
         elif isinstance(default, bool):
             _expect(isinstance(value, bool), name, "true or false", value)
         elif name == "learning_rate":

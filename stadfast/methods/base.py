@@ -20,7 +20,7 @@ from .arguments import argument_names, check_arguments, check_known, is_count
 from .bundle import write_tensors
 from .calibration import threshold_of
 from .graph import Prediction, Preprocess, ScoringGraph
-from .hardware import Precision, choose_device, choose_precision, deterministic_algorithms
+from .hardware import PRECISIONS, Precision, choose_device, choose_precision, deterministic_algorithms
 from .native_scale import native_crops, native_predictions
 from .sources import (
     Images,
@@ -75,11 +75,8 @@ class Detector:
     data_parallel: ClassVar[bool] = True  # whether the mean of the images' losses is the batch's loss
     native_scale_ = False
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights",)  # a bundle names their files, not their folders
-    _counts: ClassVar[tuple[str, ...]] = (
-        "epochs",
-        "batch_size",
-        "patience",
-    )  # arguments that are whole numbers from 1
+    _counts: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "patience")  # whole numbers from 1
+    _choices: ClassVar[Mapping[str, Sequence[str]]] = {"precision": PRECISIONS}  # one of these words
 
     def __init__(
         self,
@@ -518,7 +515,7 @@ class Detector:
             )
 
     def _check_arguments(self) -> None:
-        check_arguments(type(self), self.get_params(), self._counts)
+        check_arguments(type(self), self.get_params(), self._counts, self._choices)
         if not 0 <= self._held_out_fraction() < 1:
             raise UsageError(f"validation_fraction: expected 0 to below 1, got {self.validation_fraction!r}")
 

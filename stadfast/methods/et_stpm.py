@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -30,13 +30,6 @@ from .stpm import StudentTeacher
 from .training import EpochRecord, TrainingOptions, train
 
 logger = logging.getLogger("stadfast")
-
-_CHOICES = {
-    "finetune_images": ("train_good", "paper"),
-    "finetune_batch_norm": ("train", "frozen"),
-    "loss": ("l1_cosine", "stfpm"),
-    "l1_features": ("normalised", "raw"),
-}
 
 
 class EnhancedTeacherSTPM(Detector):
@@ -69,6 +62,13 @@ class EnhancedTeacherSTPM(Detector):
     """
 
     method: ClassVar[str] = "et-stpm"
+    _choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Detector._choices,
+        "finetune_images": ("train_good", "paper"),
+        "finetune_batch_norm": ("train", "frozen"),
+        "loss": ("l1_cosine", "stfpm"),
+        "l1_features": ("normalised", "raw"),
+    }
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights", "finetune_data")
 
     def __init__(
@@ -124,9 +124,6 @@ class EnhancedTeacherSTPM(Detector):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not isinstance(self.finetune_data, (str, os.PathLike, NoneType)):
             raise UsageError(f"finetune_data: expected a folder or None, got {self.finetune_data!r}")
         for name in ("head_epochs", "finetune_epochs"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,10 +28,6 @@ from .sources import Images
 from .training import EpochRecord, TrainingOptions, train
 
 LAYERS = ("pool2", "pool3", "pool4", "pool5")  # where the cloner has the source's channels
-VARIANTS = ("official", "paper")
-LOCALISATIONS = ("gradient", "smoothgrad", "gbp")
-THROUGH = ("both", "cloner")
-PROTOCOLS = ("raw", "paper")
 
 _OFFICIAL_LAMBDA = 0.5
 
@@ -69,6 +65,13 @@ class MultiresolutionKD(Detector):
 
     method: ClassVar[str] = "mkd"
     _counts: ClassVar[tuple[str, ...]] = (*Detector._counts, "samples")
+    _choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Detector._choices,
+        "variant": ("official", "paper"),
+        "localisation": ("gradient", "smoothgrad", "gbp"),
+        "through": ("both", "cloner"),
+        "protocol": ("raw", "paper"),
+    }
     image_score: ClassVar[str] = "loss between the two networks: direction and value"
 
     def __init__(
@@ -157,11 +160,6 @@ class MultiresolutionKD(Detector):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        for name, choices in (
-            ("variant", VARIANTS), ("localisation", LOCALISATIONS), ("through", THROUGH), ("protocol", PROTOCOLS),
-        ):  # fmt: skip
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
         _check_layers("layers", self.layers, LAYERS)
         _check_layers("detection_layers", self.detection_layers, self._training_layers())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..backbones import BACKBONES, create_backbone, layer_names
-from ..errors import UsageError
 from .base import Detector
 from .graph import Preprocess, ScoringGraph
 from .hardware import Precision
@@ -61,6 +61,9 @@ class ReconstructionSTPM(Detector):
 
     method: ClassVar[str] = "rstpm"
     _counts: ClassVar[tuple[str, ...]] = (*Detector._counts, "decoder_blocks", "decoder_epochs")
+    _choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Detector._choices, "backbone": _RESNETS, "backbone2": _RESNETS, "gate": GATES,
+    }  # fmt: skip
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights", "weights2")
 
     def __init__(
@@ -111,16 +114,6 @@ class ReconstructionSTPM(Detector):
             return torch.cat([network.level_maps(graph.preprocess(images)).cpu() for _, images in batches])
 
     # ---------------------------------------------------------------- the method
-
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        for name in ("backbone", "backbone2"):
-            if getattr(self, name) not in _RESNETS:
-                raise UsageError(
-                    f"{name}: expected one of {', '.join(_RESNETS)}, got {getattr(self, name)!r}"
-                )
-        if self.gate not in GATES:
-            raise UsageError(f"gate: expected one of {', '.join(GATES)}, got {self.gate!r}")
 
     def _build(self, pretrained: bool) -> tuple[Preprocess, nn.Module]:
         first = self._teacher(self.backbone, [*LEVELS, BOTTLENECK], self.weights, pretrained, BOTTLENECK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,7 @@ from ._deepening import (
     standardise_level,
     whiten_level,
 )
-from ._descriptors import Architecture, choose_architecture
+from ._descriptors import ARCHITECTURES, Architecture, choose_architecture
 from ._doctor import PretrainedDoctor
 from ._patches import Patches
 from ._tree import TERMS, DescriptorTree, Family
@@ -36,10 +36,6 @@ from .hardware import Precision
 from .sources import Images
 from .training import EpochRecord, TrainingOptions, train
 
-_DOCTORS = ("pretrained", "distilled")
-_STANDARDS = ("whole", "components")
-_DISTANCES = ("mahalanobis", "euclidean")
-_TRAINED_WITH = ("students", "doctor", "both")
 _DISTILLED_STRIDE = 4  # of a distilled doctor's maps; its networks may have less
 _PATCHES = 64  # of a step, where images are patches
 _STEPS = 600  # of a level's training
@@ -107,6 +103,15 @@ class StereotypeDeepening(Detector):
     _counts: ClassVar[tuple[str, ...]] = (
         *Detector._counts, "doctor_epochs", "patches_per_image", "window",
     )  # fmt: skip
+    _choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Detector._choices,
+        "doctor": ("pretrained", "distilled"),
+        "arch": tuple(ARCHITECTURES),
+        "compactness": COMPACTNESS,
+        "compactness_on": ("students", "doctor", "both"),
+        "standardise": ("whole", "components"),
+        "distance": ("mahalanobis", "euclidean"),
+    }
 
     def __init__(
         self,
@@ -363,13 +368,6 @@ class StereotypeDeepening(Detector):
             )
         if self.mu > 1:
             raise UsageError(f"mu: expected a number from 0 to 1, got {self.mu!r}")
-        choices = {
-            "doctor": _DOCTORS, "standardise": _STANDARDS, "distance": _DISTANCES,
-            "compactness": COMPACTNESS, "compactness_on": _TRAINED_WITH,
-        }  # fmt: skip
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not self._distilled:
             if self.doctor_data is not None:
                 raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,6 +72,9 @@ class STPM(Detector):
     """
 
     method: ClassVar[str] = "stpm"
+    _choices: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Detector._choices, "variant": tuple(VARIANTS), "combine": tuple(ops.COMBINATIONS),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -110,18 +113,13 @@ class STPM(Detector):
         self.validation_fraction = validation_fraction  # type: ignore[assignment]
 
     def _build(self, pretrained: bool) -> tuple[Preprocess, nn.Module]:
-        variant = self._variant()
-        if self.combine not in ops.COMBINATIONS:
-            raise UsageError(f"combine: expected one of {', '.join(ops.COMBINATIONS)}, got {self.combine!r}")
-        quantile = self.background_quantile
-        if quantile is not None and not (isinstance(quantile, (int, float)) and 0 <= quantile <= 1):
-            raise UsageError(f"background_quantile: expected a number from 0 to 1, got {quantile!r}")
+        variant = VARIANTS[self.variant]
         teacher = self._teacher(self.backbone, self.layers, self.weights, pretrained)
         student = create_backbone(self.backbone, self.layers, seed=self.seed)
         network = StudentTeacher(
             teacher, student, self._size,
             at_level_size=variant.at_level_size, factor=variant.map_factor, combine=self.combine,
-            background_quantile=quantile,
+            background_quantile=self.background_quantile,
         )  # fmt: skip
         return Preprocess(self._size, teacher.mean, teacher.std), network
 
@@ -135,14 +133,16 @@ class STPM(Detector):
         )
         return train(_Imitation(self, network, *stores, precision), options)
 
-    def _variant(self) -> Variant:
-        if self.variant not in VARIANTS:
-            raise UsageError(f"variant: expected one of {', '.join(VARIANTS)}, got {self.variant!r}")
-        return VARIANTS[self.variant]
-
     def _held_out_fraction(self) -> float:
         given = self.validation_fraction
-        return self._variant().validation_fraction if given is None else given
+        return VARIANTS[self.variant].validation_fraction if given is None else given
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.background_quantile is not None and self.background_quantile > 1:
+            raise UsageError(
+                f"background_quantile: expected a number from 0 to 1, got {self.background_quantile!r}"
+            )
 
 
 class StudentTeacher(nn.Module):
@@ -193,7 +193,7 @@ class _Imitation(Imitation):
         self, detector: STPM, network: StudentTeacher, images: FeatureStore | None, held_out: FeatureStore | None,
         precision: Precision,
     ) -> None:  # fmt: skip
-        self._variant = detector._variant()
+        self._variant = VARIANTS[detector.variant]
         decay = self._variant.weight_decay if detector.weight_decay is None else detector.weight_decay
         super().__init__(detector, network.student, images, held_out, precision, decay)
         self._network = network

@@ -265,6 +265,17 @@ def test_a_device_may_be_torchs(arguments: dict[str, Any], images: Tensor, tmp_p
 
 
 @pytest.mark.parametrize(
+    "wrong",
+    [{"combine": "prod"}, {"variant": ["paper"]}, {"precision": "int3"}, {"background_quantile": 1.1}],
+)
+def test_arguments_are_checked_before_any_image_is_listed(
+    arguments: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        sf.STPM(**(arguments | wrong)).fit("no folder")
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [({"resume": True}, "resume: goes with checkpoint"), ({"checkpoint": "."}, "checkpoint: . is a folder")],
 )
