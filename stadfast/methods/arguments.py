@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from ..errors import UsageError
@@ -33,12 +34,27 @@ def check_known(method: str, cls: type, given: Iterable[str]) -> None:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number, and no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether it is a whole number from ``least``."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def as_python(value: Any) -> Any:
+    """Numbers such as NumPy's as Python's, in lists and tuples, too: torch and JSON want these."""
+    if isinstance(value, (list, tuple)):
+        found = [as_python(item) for item in value]
+        return found if isinstance(value, list) else tuple(found)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def both_sides(size: Any) -> tuple[Any, ...]:
+    """(H, W) of a size that is given so, or as the side of a square."""
+    return tuple(as_python(size)) if isinstance(size, (tuple, list)) else (as_python(size),) * 2
 
 
 def check_arguments(
@@ -75,7 +91,7 @@ def check_arguments(
             _expect(is_number(value) and value >= 0, name, "a number from 0", value)
     size = given["image_size"]
     if size is not None:
-        sides = size if isinstance(size, (tuple, list)) else (size, size)
+        sides = both_sides(size)
         _expect(len(sides) == 2 and all(map(is_count, sides)), "image_size", "a number or (H, W)", size)
         _expect(min(sides) >= MINIMUM_SIZE, "image_size", f"at least {MINIMUM_SIZE} x {MINIMUM_SIZE}", size)
 

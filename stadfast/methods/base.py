@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..backbones import DEFAULT_WEIGHTS, FeaturePyramid, create_backbone, freeze
 from ..errors import DataError, StadfastError, UsageError
 from . import distributed
-from .arguments import argument_names, check_arguments, check_known, is_count
+from .arguments import argument_names, as_python, both_sides, check_arguments, check_known, is_count
 from .bundle import write_tensors
 from .calibration import threshold_of
 from .graph import Prediction, Preprocess, ScoringGraph
@@ -181,6 +181,7 @@ class Detector:
             raise UsageError(f"checkpoint: {os.fspath(checkpoint)} is a folder; wanted the name of a file")
         before = dict(vars(self))
         try:
+            vars(self).update({name: as_python(value) for name, value in self.get_params().items()})
             self._fit(data, checkpoint, resume, skip_broken, native_scale, callbacks, show_progress)
         except BaseException:
             vars(self).clear()
@@ -453,8 +454,8 @@ class Detector:
 
     @property
     def _size(self) -> tuple[int, int]:
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        height, width = both_sides(self.image_size)
+        return height, width
 
     @property
     def _batch_size(self) -> int:
@@ -489,7 +490,8 @@ class Detector:
 
     def _described_arguments(self) -> dict[str, Any]:
         files = {name: _described(getattr(self, name)) for name in self._file_arguments}
-        return self.get_params() | files | {"device": str(self.device)}
+        arguments = {name: as_python(value) for name, value in self.get_params().items()}
+        return arguments | files | {"device": str(self.device)}
 
     def _identity(self) -> dict[str, Any]:
         arguments = self._described_arguments()

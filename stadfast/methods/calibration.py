@@ -35,7 +35,7 @@ def threshold_of(
         quantile = DEFAULT_QUANTILE if quantile is None else quantile
         if not (is_number(quantile) and 0 <= quantile <= 1):
             raise UsageError(f"quantile: expected a number from 0 to 1, got {quantile!r}")
-        return torch.quantile(scores.double(), quantile).float(), {"quantile": quantile}
+        return torch.quantile(scores.double(), quantile).float(), {"quantile": float(quantile)}
     if quantile is not None:
         raise UsageError("quantile and target_fpr exclude each other")
     if not (is_number(target_fpr) and 0 < target_fpr < 1):
@@ -44,7 +44,7 @@ def threshold_of(
     if rank > len(scores):
         needed = _ceil(1 / target_fpr) - 1
         raise UsageError(f"target_fpr {target_fpr} needs at least {needed} good images, got {len(scores)}")
-    return scores.sort().values[rank - 1], {"target_fpr": target_fpr}
+    return scores.sort().values[rank - 1], {"target_fpr": float(target_fpr)}
 
 
 def _ceil(number: float) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..backbones import create_backbone
 from ..data import Sample
 from ..errors import UsageError
-from .arguments import MINIMUM_SIZE, is_count
+from .arguments import MINIMUM_SIZE, both_sides, is_count
 from .base import Detector
 from .blocks import Block, BlockImitation, ImitationNetwork
 from .graph import Preprocess, PyramidPreprocess, ScoringGraph
@@ -173,7 +173,7 @@ class FeatureImitation(Detector):
         names = [block.name for block in _network(self._fitted()).blocks]
         if objective not in OBJECTIVES:
             raise UsageError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
-        if keep is not None and not (isinstance(keep, int) and 1 <= keep <= len(names)):
+        if keep is not None and not (is_count(keep) and keep <= len(names)):
             raise UsageError(f"keep: expected a whole number from 1 to {len(names)}, got {keep!r}")
         samples, dataset = search_samples(data, fraction, seed)
         weights = search(*self._labelled_maps(samples), objective, seed)
@@ -272,7 +272,7 @@ class FeatureImitation(Detector):
     def _sizes(self) -> list[tuple[int, int]]:
         """``scales`` as (H, W)."""
         given = self.scales if isinstance(self.scales, (list, tuple)) else [None]
-        sizes = [tuple(s) if isinstance(s, (list, tuple)) else (s, s) for s in given]
+        sizes = [both_sides(size) for size in given]
         if not all(len(size) == 2 and all(map(is_count, size)) for size in sizes):
             raise UsageError(f"scales: expected sizes, as numbers or (H, W), got {self.scales!r}")
         return sizes  # type: ignore[return-value]

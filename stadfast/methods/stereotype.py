@@ -28,7 +28,7 @@ from ._descriptors import ARCHITECTURES, Architecture, choose_architecture
 from ._doctor import PretrainedDoctor
 from ._patches import Patches
 from ._tree import TERMS, DescriptorTree, Family
-from .arguments import is_count
+from .arguments import both_sides, is_count
 from .base import Detector
 from .features import FeatureStore
 from .graph import Preprocess, ScoringGraph
@@ -337,8 +337,8 @@ class StereotypeDeepening(Detector):
         if self.one_patch:
             patch = self._architecture.patch
             return (patch, patch)
-        size = 256 if self.image_size is None else self.image_size
-        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        height, width = both_sides(256 if self.image_size is None else self.image_size)
+        return height, width
 
     @property
     def _batch_size(self) -> int:

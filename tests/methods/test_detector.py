@@ -239,6 +239,22 @@ def test_params_round_trip(arguments: dict[str, Any]) -> None:
         detector.set_params(colour="red")
 
 
+def test_numbers_may_be_numpys(arguments: dict[str, Any], images: Tensor, tmp_path: Path) -> None:
+    numbers = {
+        "image_size": (np.int64(48), np.int32(64)), "epochs": np.int64(1), "batch_size": np.uint8(4),
+        "learning_rate": np.float32(0.4), "momentum": np.float64(0.9), "seed": np.int64(3),
+    }  # fmt: skip
+    assert sf.STPM(image_size=np.int64(64))._size == (64, 64)
+    assert sklearn.base.clone(sf.STPM(**numbers)).get_params() == sf.STPM(**numbers).get_params()
+    detector = sf.STPM(**(arguments | numbers)).fit(images, show_progress=False)
+    detector.calibrate(images, quantile=np.float32(0.5)).save(tmp_path / "m")
+    detector.set_params(**numbers)
+    assert torch.equal(sf.load(tmp_path / "m").score(images, batch_size=np.int64(3)), detector.score(images))
+    for wrong in ({"epochs": np.bool_(True)}, {"learning_rate": np.float32("nan")}, {"seed": np.int64(-1)}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            detector.set_params(**(numbers | wrong)).fit(images)
+
+
 def test_changed_arguments_wait_for_the_next_fit(fitted: sf.STPM, images: Tensor, tmp_path: Path) -> None:
     expected = fitted.predict(images)
     fitted.set_params(image_size=96, variant="paper")
