@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -291,20 +291,35 @@ class Detector:
         self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
         native_scale: bool | None = None,
     ) -> Iterator[tuple[list[Path | int], Prediction]]:  # fmt: skip
-        """Predict batch by batch, in constant memory: ``(paths or indices, Prediction)`` on the CPU.
+        """Predict batch by batch, in constant memory.
 
-        With ``skip_broken`` unreadable files are left out; after the last batch ``broken_`` lists them. At
-        ``native_scale`` (None: if the detector was fitted so) each image is a batch of its own.
+        Args:
+            data: as for :meth:`predict`.
+            batch_size: as for :meth:`predict`.
+            skip_broken: leave out unreadable files; after the last batch ``broken_`` lists them.
+            native_scale: as for :meth:`predict`; each image is then a batch of its own.
+
+        Returns:
+            Iterator over ``(paths or indices, Prediction)`` of the batches, on the CPU, in the order of the images.
+
+        Raises:
+            StadfastError: not fitted. UsageError: an argument is out of range, or the method has no native scale.
+            DataError: images that cannot be used; of a file that cannot be read, when its turn comes.
         """
-        graph = self._fitted()
+        self._fitted()
         if self.native_scale_ if native_scale is None else native_scale:
             self._check_native_scale()
+            images = images_of(data)
             self.broken_ = []
-            yield from native_predictions(self, images_of(data), self.broken_ if skip_broken else None)
-            return
-        for sources, batch in self._batches(data, batch_size, skip_broken):
+            return native_predictions(self, images, self.broken_ if skip_broken else None)
+        return self._predictions(self._batches(data, batch_size, skip_broken))
+
+    def _predictions(
+        self, batches: Iterable[tuple[list[Path | int], Tensor]]
+    ) -> Iterator[tuple[list[Path | int], Prediction]]:
+        for sources, batch in batches:
             with torch.no_grad():  # not around yield: the caller's code is not to run in it
-                prediction = Prediction(*(t.cpu() for t in graph(batch)))
+                prediction = Prediction(*(t.cpu() for t in self.graph_(batch)))
             yield sources, prediction
 
     def _batches(
@@ -314,17 +329,10 @@ class Detector:
         graph = self._fitted()
         if batch_size is not None and not is_count(batch_size):
             raise UsageError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
-        device = next(graph.parameters()).device
+        device, images = next(graph.parameters()).device, images_of(data)
         self.broken_ = []
-        loaded = read_resized(
-            images_of(data), graph.preprocess, device, broken=self.broken_ if skip_broken else None
-        )
-        while chunk := list(islice(loaded, batch_size or self._batch_size)):
-            sources, images = zip(*chunk, strict=True)
-            batch = torch.stack(images)
-            if batch.dim() == 4:  # a pyramid of sizes comes packed, pixel by pixel
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            yield list(sources), batch
+        loaded = read_resized(images, graph.preprocess, device, broken=self.broken_ if skip_broken else None)
+        return _stacked(loaded, batch_size or self._batch_size)
 
     def predict(
         self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
@@ -520,6 +528,17 @@ class Detector:
         check_arguments(type(self), self.get_params(), self._counts, self._choices)
         if not 0 <= self._held_out_fraction() < 1:
             raise UsageError(f"validation_fraction: expected 0 to below 1, got {self.validation_fraction!r}")
+
+
+def _stacked(
+    loaded: Iterator[tuple[Path | int, Tensor]], batch_size: int
+) -> Iterator[tuple[list[Path | int], Tensor]]:
+    while chunk := list(islice(loaded, batch_size)):
+        sources, images = zip(*chunk, strict=True)
+        batch = torch.stack(images)
+        if batch.dim() == 4:  # a pyramid of sizes comes packed, pixel by pixel
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        yield list(sources), batch
 
 
 def _described(given: Any) -> Any:

@@ -103,12 +103,13 @@ def test_stream_is_lazy_and_lists_broken_files(fitted: sf.STPM, images: Tensor, 
 
 @pytest.mark.parametrize("size", [-1, 0, 1.5, "all"])
 def test_wrong_batch_sizes_are_named(fitted: sf.STPM, images: Tensor, size: Any) -> None:
-    with pytest.raises(UsageError, match="batch_size"):
-        fitted.predict(images, batch_size=size)
+    for call in (fitted.predict, fitted.stream):
+        with pytest.raises(UsageError, match="batch_size"):
+            call(images, batch_size=size)
 
 
 def test_not_fitted_says_so(images: Tensor) -> None:
-    for call in (sf.STPM().predict, sf.STPM().score, sf.STPM().save):
+    for call in (sf.STPM().predict, sf.STPM().score, sf.STPM().save, sf.STPM().stream):
         with pytest.raises(StadfastError, match="not fitted"):
             call(images)
 
