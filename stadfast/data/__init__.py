@@ -11,12 +11,13 @@ from .. import _loader
 
 if TYPE_CHECKING:
     from .decode import UnreadableImageError, image_size
-    from .folders import Folder, MVTecLayout, Sample, list_images, open_dataset
+    from .folders import Dataset, Folder, MVTecLayout, Sample, list_images, open_dataset
     from .images import IMAGE_EXTENSIONS, as_images, read_image, read_mask, resize_mask, to_float
     from .loading import ImageLoader, load_images
     from .synthetic import Defect, Material, write_material
 
 _HOME = {
+    "Dataset": "folders",
     "Folder": "folders",
     "MVTecLayout": "folders",
     "Sample": "folders",
@@ -39,6 +40,7 @@ _HOME = {
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "Dataset",
     "Defect",
     "Folder",
     "ImageLoader",

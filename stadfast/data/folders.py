@@ -33,10 +33,18 @@ class Sample:
     mask: Path | None = None
 
 
-class _Dataset:
-    """What all data sets have: ``name``, ``train`` (good images only) and ``test``."""
+class Dataset:
+    """What all data sets have.
+
+    Attributes:
+        name: of the data set, or of its category.
+        root: its folder.
+        train: good images only.
+        test: good and defective images.
+    """
 
     name: str
+    root: Path
     train: list[Sample]
     test: list[Sample]
 
@@ -50,7 +58,7 @@ class _Dataset:
         return f"{type(self).__name__}({self.name!r}: {len(self.train)} train, {len(self.test)} test{kinds})"
 
 
-class MVTecLayout(_Dataset):
+class MVTecLayout(Dataset):
     """A category in the layout of MVTec AD.
 
     ``train/good/*``, ``test/good/*``, ``test/<defect>/*``, and ``ground_truth/<defect>/<stem>_mask.png`` or
@@ -102,7 +110,7 @@ class MVTecLayout(_Dataset):
         return samples
 
 
-class Folder(_Dataset):
+class Folder(Dataset):
     """Good and defective images in folders of one's own (arguments as in anomalib's ``Folder``).
 
     The kind of a defect is the name of the sub-folder of ``abnormal_dir`` that the image lies in, or the name
@@ -184,7 +192,7 @@ def list_images(
     return found
 
 
-def open_dataset(path: PathLike | _Dataset, category: str | None = None) -> Any:
+def open_dataset(path: PathLike | Dataset, category: str | None = None) -> Dataset:
     """The data set at a path: a category in MVTec AD's layout, else a folder of good images (``train`` only).
 
     Args:
@@ -197,7 +205,7 @@ def open_dataset(path: PathLike | _Dataset, category: str | None = None) -> Any:
     Raises:
         DataError: no such path, no image in it, or a damaged layout.
     """
-    if isinstance(path, _Dataset):
+    if isinstance(path, Dataset):
         return path
     folder = Path(path)
     if category is not None or _looks_like_category(folder) or _categories(folder):

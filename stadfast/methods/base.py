@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..backbones import DEFAULT_WEIGHTS, FeaturePyramid, create_backbone, freeze
 from ..errors import DataError, StadfastError, UsageError
@@ -149,7 +150,7 @@ class Detector:
         native_scale: bool = False,
         callbacks: Sequence[Callback] = (),
         show_progress: bool = True,
-    ) -> Detector:
+    ) -> Self:
         """Learn what good images look like; anomalous images are not needed.
 
         Args:
@@ -237,7 +238,7 @@ class Detector:
         quantile: float | None = None,
         target_fpr: float | None = None,
         skip_broken: bool = False,
-    ) -> Detector:
+    ) -> Self:
         """Set the threshold from good images that the detector has not been trained on.
 
         Args:
@@ -421,7 +422,7 @@ class Detector:
         """The constructor's arguments, as scikit-learn's estimators give them; none is an estimator (``deep``)."""
         return {name: getattr(self, name) for name in argument_names(type(self))}
 
-    def set_params(self, **arguments: Any) -> Detector:
+    def set_params(self, **arguments: Any) -> Self:
         """Change constructor's arguments before the next ``fit``, as scikit-learn's estimators do; returns self.
 
         Raises:
@@ -448,7 +449,7 @@ class Detector:
 
     # ---------------------------------------------------------------- details
 
-    def to(self, device: str) -> Detector:
+    def to(self, device: str) -> Self:
         """Move a fitted detector to a device."""
         self._fitted().to(choose_device(device))
         self.device = device

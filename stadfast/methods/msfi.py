@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..backbones import create_backbone
 from ..data import Sample
@@ -186,7 +187,7 @@ class FeatureImitation(Detector):
         self._calibrate_again([] if dataset is None else training_images(dataset))
         return dict(self.modules_)
 
-    def prune(self, keep: int | Sequence[str] | None = None) -> FeatureImitation:
+    def prune(self, keep: int | Sequence[str] | None = None) -> Self:
         """Remove modules from the network, and with them the sizes and the depth of the teacher that nobody needs.
 
         Args:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data import Folder, ImageLoader, MVTecLayout, Sample, as_images, list_images, open_dataset, to_float
+from ..data import Dataset, ImageLoader, Sample, as_images, list_images, open_dataset, to_float
 from ..errors import DataError
 from .graph import Preprocess
 
@@ -25,7 +25,7 @@ def training_images(data: Any) -> Images:
     Raises:
         DataError: the data set has none to train on.
     """
-    if not (isinstance(data, (MVTecLayout, Folder)) or _is_folder(data)):
+    if not (isinstance(data, Dataset) or _is_folder(data)):
         return images_of(data)
     found = open_dataset(data)
     if not found.train:

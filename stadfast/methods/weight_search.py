@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import Folder, MVTecLayout, Sample, open_dataset, read_mask
+from ..data import Dataset, Sample, open_dataset, read_mask
 from ..errors import DataError, UsageError
 
 _STEPS = 300
@@ -18,7 +18,7 @@ _LEARNING_RATE = 0.05  # of Adam; the paper leaves its gradient descent open
 _POSITIVES, _NEGATIVES = 512, 2048  # pixels that the rank objective draws
 
 
-def search_samples(data: Any, fraction: float, seed: int) -> tuple[list[Sample], MVTecLayout | Folder | None]:
+def search_samples(data: Any, fraction: float, seed: int) -> tuple[list[Sample], Dataset | None]:
     """Labelled samples as they are; or a part of a data set's test images, and the data set (or that of its folder).
 
     Raises:
@@ -26,7 +26,7 @@ def search_samples(data: Any, fraction: float, seed: int) -> tuple[list[Sample],
     """
     if isinstance(data, (list, tuple)) and data and all(isinstance(sample, Sample) for sample in data):
         return list(data), None
-    if not isinstance(data, (str, os.PathLike, MVTecLayout, Folder)):
+    if not isinstance(data, (str, os.PathLike, Dataset)):
         raise UsageError(
             f"data: expected labelled samples, a data set or its folder, got {type(data).__name__}"
         )

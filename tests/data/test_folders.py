@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stadfast.data import Folder, MVTecLayout, Sample, list_images, open_dataset
+from stadfast.data import Dataset, Folder, MVTecLayout, Sample, list_images, open_dataset
 from stadfast.errors import DataError, UsageError
 
 
@@ -275,6 +275,7 @@ class TestOpenDataset:
         assert isinstance(open_dataset(category), MVTecLayout)
         assert open_dataset(category.parent, "bottle").name == "bottle"
         data = open_dataset(str(category))
+        assert isinstance(data, Dataset)
         assert open_dataset(data) is data
 
     def test_plain_folder(self, tmp_path: Path) -> None:

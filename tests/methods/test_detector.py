@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 import stadfast as sf
+from stadfast.data import Dataset, Sample
 from stadfast.errors import DataError, StadfastError, UsageError
 from stadfast.methods.calibration import threshold_of
+from stadfast.methods.sources import training_images
 
 
 def test_prediction_has_the_promised_shapes(fitted: sf.STPM, images: Tensor) -> None:
@@ -130,6 +132,14 @@ def test_a_data_set_without_training_images_is_named(
     as_files(images, tmp_path / "test/good")
     with pytest.raises(DataError, match="train/good does not exist"):
         sf.STPM(**arguments).fit(tmp_path, show_progress=False)
+
+
+def test_a_data_set_may_be_of_ones_own(tmp_path: Path) -> None:
+    class Own(Dataset):
+        name, root, test = "own", tmp_path, ()
+        train = (Sample(tmp_path / "0.png", 0),)
+
+    assert training_images(Own()) == [tmp_path / "0.png"]
 
 
 def test_fit_skips_broken_files_and_lists_them(

@@ -53,7 +53,7 @@ def data(categories: Path) -> Path:
 
 
 def fitted(arguments: dict[str, Any], categories: Path, **more: Any) -> sf.EnhancedTeacherSTPM:
-    return sf.EnhancedTeacherSTPM(**arguments).fit(data(categories), show_progress=False, **more)  # type: ignore[return-value]
+    return sf.EnhancedTeacherSTPM(**arguments).fit(data(categories), show_progress=False, **more)
 
 
 # ---------------------------------------------------------------- the teacher
