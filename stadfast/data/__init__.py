@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .decode import UnreadableImageError, image_size
     from .folders import Dataset, Folder, MVTecLayout, Sample, list_images, open_dataset
     from .images import IMAGE_EXTENSIONS, as_images, read_image, read_mask, resize_mask, to_float
-    from .loading import ImageLoader, load_images
+    from .loading import ImageLoader
     from .synthetic import Defect, Material, write_material
 
 _HOME = {
@@ -32,7 +32,6 @@ _HOME = {
     "resize_mask": "images",
     "to_float": "images",
     "ImageLoader": "loading",
-    "load_images": "loading",
     "Defect": "synthetic",
     "Material": "synthetic",
     "write_material": "synthetic",
@@ -51,7 +50,6 @@ __all__ = [
     "as_images",
     "image_size",
     "list_images",
-    "load_images",
     "open_dataset",
     "read_image",
     "read_mask",

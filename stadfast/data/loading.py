@@ -9,12 +9,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import DataError, UsageError
 from .decode import UnreadableImageError
-from .folders import PathLike, PathOrPaths, Sample, list_images
+from .folders import PathOrPaths, Sample, list_images
 from .images import read_image
 
 Transform = Callable[[Tensor], Tensor]
@@ -82,30 +81,6 @@ class ImageLoader:
             path, reason = broken[0]
             raise DataError(f"none of {len(broken)} images can be read; the first is {path}: {reason}")
 
-    def batches(self, size: int) -> Iterator[tuple[list[Path], Tensor]]:
-        """Iterate over ``(paths, (B, 3, H, W))`` with B = ``size``, or less in the last batch.
-
-        Raises:
-            DataError: images of a batch differ in size or dtype (``transform`` should have made them alike).
-        """
-        if size < 1:
-            raise UsageError(f"the batch size is {size}; wanted 1 or more")
-        paths: list[Path] = []
-        images: list[Tensor] = []
-        for path, image in self:
-            if images and (image.shape != images[0].shape or image.dtype != images[0].dtype):
-                raise DataError(
-                    f"{path} is {_describe(image)}, but {paths[0]} is {_describe(images[0])}; "
-                    "a batch wants images of one size and dtype"
-                )
-            paths.append(path)
-            images.append(image)
-            if len(images) == size:
-                yield paths, torch.stack(images)
-                paths, images = [], []
-        if images:
-            yield paths, torch.stack(images)
-
     def _read(self, path: Path) -> Tensor | UnreadableImageError:
         try:
             image = read_image(path)
@@ -126,20 +101,3 @@ class ImageLoader:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def load_images(
-    paths: PathLike | Sequence[PathLike] | Sequence[Sample],
-    transform: Transform | None = None,
-    *,
-    skip_broken: bool = False,
-    workers: int = 2,
-) -> tuple[list[Tensor], list[Path], list[tuple[Path, str]]]:
-    """All images at once: ``(images, their paths, broken)``; see :class:`ImageLoader`."""
-    loader = ImageLoader(paths, transform, skip_broken=skip_broken, workers=workers)
-    pairs = list(loader)
-    return [image for _, image in pairs], [path for path, _ in pairs], loader.broken
-
-
-def _describe(image: Tensor) -> str:
-    return f"{image.shape[-2]} x {image.shape[-1]} {str(image.dtype).removeprefix('torch.')}"

@@ -16,9 +16,10 @@ from ._descriptors import DESCRIPTOR, PatchNetwork, pad_images
 from ._patches import Patches
 from ._tree import DescriptorTree, whitening
 from .features import FeatureStore
+from .moments import SMALLEST, moments
 
 COMPACTNESS = ("pairs", "abs", "dims", "literal")
-_TINY, _SMALLEST = 1e-6, 1e-12  # deviations below count as so much: of the largest, and at all
+_TINY = 1e-6  # of the largest deviation: those below count as so much
 _RIDGE = 1e-2  # of the mean variance of errors, added to all of them
 
 
@@ -279,18 +280,6 @@ def said_by(tree: DescriptorTree, number: int, images: Tensor, features: list[Te
         return tree.networks[number](images, tree.training_stride)  # type: ignore[no-any-return]
 
 
-def _moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel of maps (B, C, h, w), float64."""
-    count, sums, squares = 0, torch.zeros(()), torch.zeros(())
-    for maps in batches:
-        wide = maps.double()
-        count += wide[:, 0].numel()
-        sums = sums + wide.sum((0, 2, 3)).cpu()
-        squares = squares + wide.square().sum((0, 2, 3)).cpu()
-    mean = sums / count
-    return mean, (squares / count - mean.square()).clamp_min(0).sqrt()
-
-
 def _batches(
     tree: DescriptorTree, images: FeatureStore, batch_size: int
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
@@ -306,13 +295,12 @@ def standardise_level(
 ) -> None:
     """Set the mean of each component of the teachers over the training images, and the deviation (section 3.3)."""
     for teacher in tree.family.levels[level]:
-        mean, deviation = _moments(
-            said_by(tree, teacher, *batch).float() for batch in _batches(tree, images, batch_size)
-        )
+        said = (said_by(tree, teacher, *batch) for batch in _batches(tree, images, batch_size))
+        mean, deviation = moments(said, (0, 2, 3))
         if not by_component:
             deviation = deviation.square().mean().sqrt().expand_as(deviation)
         tree.mean[teacher].copy_(mean)
-        tree.std[teacher].copy_(deviation.clamp_min(_TINY * float(deviation.max()) + _SMALLEST))
+        tree.std[teacher].copy_(deviation.clamp_min(_TINY * float(deviation.max())))
 
 
 @torch.no_grad()
@@ -352,7 +340,7 @@ class _Moments:
     def whitening(self) -> Tensor:
         values, vectors = torch.linalg.eigh(self._sums / self._count)
         values = values.clamp_min(0)
-        return (values + _RIDGE * values.mean() + _SMALLEST).rsqrt()[:, None] * vectors.T
+        return (values + _RIDGE * values.mean() + SMALLEST).rsqrt()[:, None] * vectors.T
 
 
 @torch.no_grad()
@@ -362,5 +350,5 @@ def scale_terms(tree: DescriptorTree, images: FeatureStore, batch_size: int) -> 
     This is the z-score of Uninformed Students but for its shift, which changes no order, and would make maps negative.
     """
     batches = torch.arange(len(images)).split(batch_size)
-    _, deviation = _moments(tree.raw_terms(images.batch(indices)[0].float()) for indices in batches)
-    tree.term_scale.copy_(deviation.clamp_min(_SMALLEST))
+    terms = (tree.raw_terms(images.batch(indices)[0].float()) for indices in batches)
+    tree.term_scale.copy_(moments(terms, (0, 2, 3))[1])

@@ -61,8 +61,7 @@ class Patches:
         return self
 
     def autocast(self) -> torch.autocast:
-        enabled = self._precision.name == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return self._precision.autocast(self.device)
 
     @torch.no_grad()
     def draw(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -143,6 +143,6 @@ class FeatureStore:
         """The normalised images and their features, in the store's precision."""
         dtype = self._precision.dtype
         images = self._preprocess(images).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with self._precision.autocast(self._device):
             features = self._teacher(images)
         return [images.to(dtype), *(f.to(dtype) for f in features)]

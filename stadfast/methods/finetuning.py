@@ -143,7 +143,7 @@ class Classification:
 
     def loss(self, indices: Tensor) -> Tensor:
         images, _ = self._store.batch(indices)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._precision.name == "bf16"):
+        with self._precision.autocast(images.device):
             logits = self.module(images)
         return F.cross_entropy(logits.float(), self._labels[indices].to(logits.device))
 

@@ -32,6 +32,10 @@ class Precision(NamedTuple):
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.name == "bf16" else torch.float32
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Within it networks on ``device`` compute in this precision."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.name == "bf16")
+
 
 def choose_device(name: str) -> torch.device:
     """``"auto"``: the GPU if torch sees one, else the CPU; ``"cuda"``: the calling thread's GPU.

@@ -80,7 +80,7 @@ class Imitation:
 
     def _pair(self, store: FeatureStore, indices: Tensor) -> tuple[Pyramid, Pyramid]:
         images, stored = store.batch(indices)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._precision.name == "bf16"):
+        with self._precision.autocast(images.device):
             student, teacher = self._pyramids(images, stored)
         return student, [t.to(s.dtype) for s, t in zip(student, teacher, strict=True)]
 

@@ -208,7 +208,7 @@ class _Cloning:
 
     def _pair(self, store: FeatureStore, indices: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         images, source = store.batch(indices)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self._precision.name == "bf16"):
+        with self._precision.autocast(images.device):
             return self.module(images), source
 
 

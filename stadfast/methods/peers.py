@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import DataError, UsageError
-
-_SMALLEST = 1e-12
+from ..errors import UsageError
+from .moments import moments
 
 
 class PeerEnsemble(nn.Module):
@@ -61,9 +60,9 @@ class PeerEnsemble(nn.Module):
             DataError: no batch.
         """
         if self.standardise:
-            mean, std = _moments((self.teacher(x) for x in batches), (0, 2, 3))
+            mean, std = moments((self.teacher(x) for x in batches), (0, 2, 3))
             self.teacher_mean, self.teacher_std = (v.float().view(1, -1, 1, 1) for v in (mean, std))
-        mean, std = _moments((torch.stack(self.scores(x)) for x in batches), (1, 2, 3))
+        mean, std = moments((torch.stack(self.scores(x)) for x in batches), (1, 2, 3))
         self.score_mean.copy_(mean)
         self.score_std.copy_(std)
         return self
@@ -82,19 +81,3 @@ class PeerEnsemble(nn.Module):
         # One student has no variance, and its score is the error alone.
         total = (found[0] + found[1] if len(self.students) > 1 else found[0])[:, None]
         return total if self.size is None else ops.upsample_combine([total], self.size)
-
-
-def _moments(batches: Iterable[Tensor], dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over ``dims`` and all batches, float64, on their device."""
-    count, sums, squares = 0, torch.zeros(()), torch.zeros(())
-    for batch in batches:
-        wide = batch.double()
-        total = wide.sum(dims)
-        sums, squares = sums.to(total) + total, squares.to(total) + wide.square().sum(dims)
-        count += wide.numel() // total.numel()
-    if count == 0:
-        raise DataError(
-            "batches: expected at least one batch of good images, got none (a generator is read once)"
-        )
-    mean = sums / count
-    return mean, (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(_SMALLEST)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stadfast.data import ImageLoader, UnreadableImageError, load_images
+from stadfast.data import ImageLoader, UnreadableImageError
 from stadfast.errors import DataError, UsageError
 
 
@@ -75,13 +75,6 @@ class TestImageLoader:
         iterator.close()  # type: ignore[attr-defined]
         assert threads() == 0
 
-    def test_batches(self, folder: Path, workers: int) -> None:
-        loader = ImageLoader(folder, skip_broken=True, workers=workers)
-        batches = list(loader.batches(3))
-        assert [tuple(images.shape) for _, images in batches] == [(3, 3, 4, 5), (3, 3, 4, 5), (2, 3, 4, 5)]
-        assert [path.stem for paths, _ in batches for path in paths] == list("01245689")
-        assert torch.cat([images for _, images in batches])[:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
-
 
 def test_prefetch_is_bounded(folder: Path) -> None:
     started = []
@@ -99,20 +92,12 @@ def test_prefetch_is_bounded(folder: Path) -> None:
     assert len(started) < 40
 
 
-def test_batches_want_one_size(folder: Path) -> None:
-    Image.new("RGB", (9, 8)).save(folder / "1.png")
-    with pytest.raises(DataError, match=r"1\.png is 8 x 9 uint8, but .*0\.png is 4 x 5 uint8"):
-        list(ImageLoader(folder).batches(4))
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"), [({"workers": -1}, "workers is -1"), ({"prefetch": 0}, "prefetch is 0")]
 )
 def test_impossible_arguments(folder: Path, arguments: dict[str, int], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         ImageLoader(folder, **arguments)
-    with pytest.raises(UsageError, match="batch size is 0"):
-        next(ImageLoader(folder).batches(0))
 
 
 def test_empty_and_missing_paths(tmp_path: Path) -> None:
@@ -120,12 +105,3 @@ def test_empty_and_missing_paths(tmp_path: Path) -> None:
         ImageLoader([])
     with pytest.raises(DataError, match="does not exist"):
         ImageLoader([tmp_path / "nowhere.png"])
-
-
-def test_load_images(folder: Path) -> None:
-    images, paths, broken = load_images(folder, skip_broken=True)
-    assert [int(image[0, 0, 0]) for image in images] == [int(path.stem) for path in paths]
-    assert len(images) == 8
-    assert [path.name for path, _ in broken] == ["3.png", "7.png"]
-    with pytest.raises(UnreadableImageError, match=r"3\.png"):
-        load_images(folder)
