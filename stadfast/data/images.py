@@ -17,11 +17,9 @@ from torch.nn.functional import interpolate
 
 from ..errors import DataError
 from .decode import check_range, decode, pixels
+from .layout import channels_first
 
 IMAGE_EXTENSIONS: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-
-_CHANNELS = (1, 3, 4)
-_DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
 
 def read_image(path: str | os.PathLike[str], contents: bytes | None = None) -> Tensor:
@@ -98,13 +96,14 @@ def as_images(obj: Any) -> list[Tensor]:
     ============================  =========================================================================
     path, ``Sample``              the image file, or all images in the folder (sorted, recursive)
     Pillow image                  as :func:`read_image` (the pixels as Pillow has decoded them)
-    NumPy array                   (H, W), (H, W, C) or (N, H, W, C): channels last, as Pillow and OpenCV
-    tensor, any device            (H, W), (C, H, W) or (N, C, H, W): channels first, as torchvision
+    NumPy array                   (H, W), (H, W, C), (C, H, W), or a batch (N, ...) of the latter two
+    tensor, any device            the same
     list, tuple or iterable       of paths, or of the others; the order is kept
     ============================  =========================================================================
 
-    C is 1 (grey), 3 (RGB; OpenCV's BGR has to be reversed first) or 4 (RGBA, alpha is dropped); dtypes are
-    uint8, uint16 and floats in [0, 1]. Results may share memory with arrays and tensors.
+    C is 1 (grey), 3 (RGB; OpenCV's BGR has to be reversed first) or 4 (RGBA, alpha is dropped). Where both ends could
+    be channels, an array's last counts, as Pillow and OpenCV have it, and a tensor's first, as torchvision has it.
+    Dtypes are uint8, uint16 and floats in [0, 1]. Results may share memory with arrays and tensors.
 
     Returns:
         list of (3, H, W): uint8 where uint8 came, else float32 in [0, 1]; tensors stay on their device.
@@ -164,10 +163,8 @@ def _is_picture(obj: Any) -> bool:
 
 def _single(obj: Any, name: str) -> list[Tensor]:
     """One picture or batch; ``name`` is what errors call it."""
-    if isinstance(obj, np.ndarray):
-        return _from_array(obj, name)
-    if isinstance(obj, Tensor):
-        return _from_tensor(obj, name)
+    if isinstance(obj, (np.ndarray, Tensor)):
+        return _unbound(channels_first(obj, name), name)
     if _is_picture(obj):
         try:
             return [_to_rgb(pixels(obj))]
@@ -180,67 +177,15 @@ def _single(obj: Any, name: str) -> list[Tensor]:
     )
 
 
-def _from_array(array: np.ndarray, name: str) -> list[Tensor]:
-    if array.dtype.name not in _DTYPES:
-        raise DataError(f"{name} has dtype {array.dtype}; wanted uint8, uint16 or floats in [0, 1]")
-    shape = array.shape
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim not in (3, 4) or array.shape[-1] not in _CHANNELS:
-        raise DataError(f"{name} has shape {shape}; {_array_advice(shape)}")
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()  # torch has neither read-only memory nor negative strides
-    tensor = torch.from_numpy(array)
-    return _finish(tensor.movedim(-1, -3), shape, name)
-
-
-def _from_tensor(tensor: Tensor, name: str) -> list[Tensor]:
-    if tensor.dtype not in (torch.uint8, torch.uint16) and not tensor.dtype.is_floating_point:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        raise DataError(f"{name} has dtype {dtype}; wanted uint8, uint16 or floats in [0, 1]")
-    shape = tuple(tensor.shape)
-    if tensor.ndim == 2:
-        tensor = tensor[None]
-    if tensor.ndim not in (3, 4) or tensor.shape[-3] not in _CHANNELS:
-        raise DataError(f"{name} has shape {shape}; {_tensor_advice(shape)}")
-    return _finish(tensor.detach(), shape, name)
-
-
-def _array_advice(shape: tuple[int, ...]) -> str:
-    wanted = "wanted a NumPy array (H, W), (H, W, C) or (N, H, W, C) with C = 1, 3 or 4"
-    if len(shape) == 3 and shape[0] in _CHANNELS:
-        return f"{wanted}; channels come first here: pass array.transpose(1, 2, 0)"
-    if len(shape) == 4 and shape[1] in _CHANNELS:
-        return f"{wanted}; channels come second here: pass array.transpose(0, 2, 3, 1)"
-    if len(shape) == 3 and shape[-1] > 4:
-        return f"{wanted}; for a batch of grey images pass array[..., None]"
-    return wanted
-
-
-def _tensor_advice(shape: tuple[int, ...]) -> str:
-    wanted = "wanted a tensor (H, W), (C, H, W) or (N, C, H, W) with C = 1, 3 or 4"
-    if len(shape) == 3 and shape[-1] in _CHANNELS:
-        return f"{wanted}; channels come last here: pass tensor.permute(2, 0, 1)"
-    if len(shape) == 4 and shape[-1] in _CHANNELS:
-        return f"{wanted}; channels come last here: pass tensor.permute(0, 3, 1, 2)"
-    if len(shape) == 3 and shape[0] > 4:
-        return f"{wanted}; for a batch of grey images pass tensor[:, None]"
-    return wanted
-
-
-def _finish(tensor: Tensor, shape: tuple[int, ...], name: str) -> list[Tensor]:
-    """(C, H, W) or (N, C, H, W) of an allowed dtype -> list of (3, H, W)."""
-    if tensor.numel() == 0:
-        raise DataError(f"{name} has shape {shape}: it is empty")
-    if tensor.dtype != torch.uint8:
-        is_float = tensor.dtype.is_floating_point
-        tensor = to_float(tensor)
+def _unbound(images: Tensor, name: str) -> list[Tensor]:
+    """(B, C, H, W) of an allowed dtype -> list of (3, H, W)."""
+    if images.dtype != torch.uint8:
+        is_float = images.dtype.is_floating_point
+        images = to_float(images)
         if is_float:  # one pass and one wait for the device, however many images
-            low, high = (float(x) for x in torch.stack(torch.aminmax(tensor)))
+            low, high = (float(x) for x in torch.stack(torch.aminmax(images)))
             check_range(low, high, name)
             if low < 0 or high > 1:
-                tensor = tensor.clamp(0, 1)
-    batch = tensor if tensor.ndim == 4 else tensor[None]
-    batch = batch[:, :3] if batch.shape[1] > 1 else batch.expand(-1, 3, -1, -1).contiguous()
-    return list(batch.unbind(0))
+                images = images.clamp(0, 1)
+    images = images[:, :3] if images.shape[1] > 1 else images.expand(-1, 3, -1, -1).contiguous()
+    return list(images.unbind(0))

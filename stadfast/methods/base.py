@@ -342,8 +342,8 @@ class Detector:
         """Scores, labels, maps and masks of images.
 
         Args:
-            data: path(s), folder, Pillow image, NumPy array (H, W, C) or (N, H, W, C), tensor (C, H, W) or
-                (N, C, H, W), or a list of these; one image or many, of any sizes.
+            data: path(s), folder, or whatever :func:`stadfast.data.as_images` takes: Pillow images, NumPy arrays and
+                tensors, channels first or last, or a list of these; one image or many, of any sizes.
             batch_size: images computed at once; None: the training's.
             skip_broken: leave out unreadable files; ``broken_`` lists them.
             native_scale: do not resize the images to ``image_size``, but run the network on them as they are, in

@@ -309,6 +309,9 @@ class TestAsImages:
             (DEEP[..., :3].astype(">u2"), [chw((DEEP[..., :3] / 65535).astype(np.float32))]),
             (RGB / 255, [chw(RGB).float() / 255]),
             ((RGB / 255).astype(np.float32), [chw(RGB).float() / 255]),
+            (RGB.transpose(2, 0, 1), [chw(RGB)]),
+            (np.stack([RGB, RGB[::-1]]).transpose(0, 3, 1, 2), [chw(RGB), chw(RGB[::-1])]),
+            (RGB[:3].transpose(2, 0, 1)[..., :3], [chw(RGB[:3].transpose(2, 0, 1)[..., :3])]),
             (np.full((2, 2), 0.5, np.float16), [torch.full((3, 2, 2), 0.5)]),
             (np.full((2, 2), 1 + 1e-4), [torch.ones(3, 2, 2)]),
         ],
@@ -328,6 +331,8 @@ class TestAsImages:
             (chw(RGB)[None].repeat(5, 1, 1, 1), 5),
             (torch.from_numpy(GREY)[None, None].repeat(2, 1, 1, 1), 2),
             (torch.from_numpy(np.dstack([RGB, GREY])).permute(2, 0, 1), 1),
+            (torch.from_numpy(RGB), 1),
+            (torch.from_numpy(RGB)[None].repeat(2, 1, 1, 1), 2),
         ],
     )
     @pytest.mark.parametrize(
@@ -338,7 +343,7 @@ class TestAsImages:
         given = (tensor.double() * scale).round(decimals=9).to(dtype)
         images = as_images(given)
         assert len(images) == count
-        reference = chw(RGB) if tensor.ndim > 2 and tensor.shape[-3] > 1 else chw(GREY)
+        reference = chw(RGB) if {3, 4} & set(tensor.shape) else chw(GREY)
         tolerance = {torch.float16: 1e-3, torch.bfloat16: 4e-3}.get(dtype, 1e-6)
         for image in images:
             assert image.dtype == (torch.uint8 if dtype == torch.uint8 else torch.float32)
@@ -384,14 +389,9 @@ class TestAsImages:
             (np.zeros((0,), np.uint8), ["(0,)", "(H, W, C)"]),
             (np.zeros((), np.uint8), ["()", "(H, W, C)"]),
             (np.zeros(12, np.uint8), ["(12,)", "(H, W, C)"]),
-            (np.zeros((4, 5, 2), np.uint8), ["(4, 5, 2)", "C = 1, 3 or 4"]),
-            (np.zeros((4, 5, 5), np.uint8), ["(4, 5, 5)", "C = 1, 3 or 4"]),
-            (np.zeros((3, 8, 9), np.uint8), ["(3, 8, 9)", "array.transpose(1, 2, 0)"]),
-            (np.zeros((2, 3, 8, 9), np.uint8), ["array.transpose(0, 2, 3, 1)"]),
+            (np.zeros((5, 6, 2), np.uint8), ["(5, 6, 2)", "C = 1, 3 or 4"]),
             (np.zeros((7, 8, 9), np.uint8), ["array[..., None]"]),
             (np.zeros((1, 1, 1, 8, 3), np.uint8), ["(1, 1, 1, 8, 3)"]),
-            (torch.zeros(8, 9, 3, dtype=torch.uint8), ["(8, 9, 3)", "tensor.permute(2, 0, 1)"]),
-            (torch.zeros(2, 8, 9, 3), ["tensor.permute(0, 3, 1, 2)"]),
             (torch.zeros(7, 8, 9), ["tensor[:, None]"]),
             (torch.zeros(2, 8, 9), ["(2, 8, 9)", "C = 1, 3 or 4"]),
             (torch.zeros(1, 5, 8, 9), ["(1, 5, 8, 9)"]),

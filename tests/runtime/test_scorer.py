@@ -112,7 +112,7 @@ def test_images_of_several_sizes_keep_their_order(scorer: Scorer, images: Tensor
     ("images", "message"),
     [
         ([], "the list is empty"),
-        (np.zeros((5, 6, 7), np.uint8), "wanted 1, 3 or 4 channels"),
+        (np.zeros((5, 6, 7), np.uint8), "C = 1, 3 or 4; for a batch of grey images"),
         (np.zeros((4, 4, 3), np.int64), "dtype int64"),
         (torch.zeros(3, 8, 8, dtype=torch.int32), "dtype int32"),
         (torch.full((3, 8, 8), 9.0), "values from 9 to 9"),
