@@ -1,12 +1,11 @@
-"""The contract of all detectors: fit, predict, score, maps, calibrate, save, load."""
+"""The contract of all detectors: fit, calibrate, save; what predicts is :mod:`~stadfast.methods.prediction`'s."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,20 +14,19 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..backbones import DEFAULT_WEIGHTS, FeaturePyramid, create_backbone, freeze
-from ..errors import DataError, StadfastError, UsageError
+from ..errors import StadfastError, UsageError
 from . import distributed
-from .arguments import argument_names, as_python, both_sides, check_arguments, check_known, is_count
+from .arguments import argument_names, as_python, both_sides, check_arguments, check_known
 from .bundle import write_tensors
 from .calibration import threshold_of
-from .graph import Prediction, Preprocess, ScoringGraph
+from .graph import Preprocess, ScoringGraph
 from .hardware import PRECISIONS, Precision, choose_device, choose_precision, deterministic_algorithms
-from .native_scale import native_crops, native_predictions
+from .native_scale import cropped_parts
+from .prediction import Predictor
 from .sources import (
     Images,
     calibration_images,
     fingerprint,
-    images_of,
-    read_resized,
     split,
     training_images,
     without,
@@ -38,11 +36,9 @@ from .training import Callback, EpochRecord, TrainingOptions, summary
 logger = logging.getLogger("stadfast")
 
 BUNDLE_FORMAT = 1
-# May differ when a run is resumed.
-_RUN_ARGUMENTS = ("device", "deterministic", "cache_gb", "epochs", "decoder_epochs", "patience")
 
 
-class Detector:
+class Detector(Predictor):
     """Base of the methods. ``__init__`` only stores arguments; attributes that ``fit`` learns end in ``_``.
 
     Args:
@@ -72,10 +68,10 @@ class Detector:
     """
 
     method: ClassVar[str]
-    image_score: ClassVar[str] = "maximum of the map"
     data_parallel: ClassVar[bool] = True  # whether the mean of the images' losses is the batch's loss
-    native_scale_ = False
     _file_arguments: ClassVar[tuple[str, ...]] = ("weights",)  # a bundle names their files, not their folders
+    # May differ when a run is resumed.
+    _run_arguments: ClassVar[tuple[str, ...]] = ("device", "deterministic", "cache_gb", "epochs", "patience")
     _counts: ClassVar[tuple[str, ...]] = ("epochs", "batch_size", "patience")  # whole numbers from 1
     _choices: ClassVar[Mapping[str, Sequence[str]]] = {"precision": PRECISIONS}  # one of these words
 
@@ -173,7 +169,7 @@ class Detector:
             detector that was fitted before is then as it was.
         """
         self._check_arguments()
-        self._check_processes()
+        distributed.check_processes(self.method, self.data_parallel, self._batch_size)
         if native_scale:
             self._check_native_scale()
         if resume and checkpoint is None:
@@ -215,7 +211,9 @@ class Detector:
         )  # fmt: skip
         with deterministic_algorithms(self.deterministic):
             graph = ScoringGraph(*self._build(pretrained=True)).to(device)
-            seen = self._crops(train, held_out, skip_broken) if native_scale else (train, held_out)
+            seen = train, held_out
+            if native_scale:
+                seen = cropped_parts(*seen, self._size, self.seed, self.broken_ if skip_broken else None)
             uncropped = list(self.broken_)
             self.history_ = self._train(graph, *seen, precision, options, skip_broken)
             self._adopt(graph)
@@ -286,107 +284,6 @@ class Detector:
             )
         self._calibrate(held_out or train, None, None, source, False)
 
-    # ---------------------------------------------------------------- predicting
-
-    def stream(
-        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
-        native_scale: bool | None = None,
-    ) -> Iterator[tuple[list[Path | int], Prediction]]:  # fmt: skip
-        """Predict batch by batch, in constant memory.
-
-        Args:
-            data: as for :meth:`predict`.
-            batch_size: as for :meth:`predict`.
-            skip_broken: leave out unreadable files; after the last batch ``broken_`` lists them.
-            native_scale: as for :meth:`predict`; each image is then a batch of its own.
-
-        Returns:
-            Iterator over ``(paths or indices, Prediction)`` of the batches, on the CPU, in the order of the images.
-
-        Raises:
-            StadfastError: not fitted. UsageError: an argument is out of range, or the method has no native scale.
-            DataError: images that cannot be used; of a file that cannot be read, when its turn comes.
-        """
-        self._fitted()
-        if self.native_scale_ if native_scale is None else native_scale:
-            self._check_native_scale()
-            images = images_of(data)
-            self.broken_ = []
-            return native_predictions(self, images, self.broken_ if skip_broken else None)
-        return self._predictions(self._batches(data, batch_size, skip_broken))
-
-    def _predictions(
-        self, batches: Iterable[tuple[list[Path | int], Tensor]]
-    ) -> Iterator[tuple[list[Path | int], Prediction]]:
-        for sources, batch in batches:
-            with torch.no_grad():  # not around yield: the caller's code is not to run in it
-                prediction = Prediction(*(t.cpu() for t in self.graph_(batch)))
-            yield sources, prediction
-
-    def _batches(
-        self, data: Any, batch_size: int | None, skip_broken: bool
-    ) -> Iterator[tuple[list[Path | int], Tensor]]:
-        """``(paths or indices, images as ``preprocess.resize`` gives them)``, on the graph's device."""
-        graph = self._fitted()
-        if batch_size is not None and not is_count(batch_size):
-            raise UsageError(f"batch_size: expected a whole number from 1, got {batch_size!r}")
-        device, images = next(graph.parameters()).device, images_of(data)
-        self.broken_ = []
-        loaded = read_resized(images, graph.preprocess, device, broken=self.broken_ if skip_broken else None)
-        return _stacked(loaded, batch_size or self._batch_size)
-
-    def predict(
-        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
-        native_scale: bool | None = None,
-    ) -> Prediction:  # fmt: skip
-        """Scores, labels, maps and masks of images.
-
-        Args:
-            data: path(s), folder, or whatever :func:`stadfast.data.as_images` takes: Pillow images, NumPy arrays and
-                tensors, channels first or last, or a list of these; one image or many, of any sizes.
-            batch_size: images computed at once; None: the training's.
-            skip_broken: leave out unreadable files; ``broken_`` lists them.
-            native_scale: do not resize the images to ``image_size``, but run the network on them as they are, in
-                memory bounded by their width: maps have their resolution. None: if the detector was fitted so.
-
-        Returns:
-            Prediction on the CPU, in the order of the images.
-
-        Raises:
-            DataError: images that cannot be used, or, at native scale, of different sizes (``stream`` takes them).
-        """
-        batches = [
-            p
-            for _, p in self.stream(
-                data, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale
-            )
-        ]
-        sizes = {tuple(p.anomaly_map.shape[2:]) for p in batches}
-        if len(sizes) > 1:
-            first, second, *_ = sorted(sizes)
-            raise DataError(
-                f"at native scale the maps have {len(sizes)} sizes, such as {first} and {second}, and make no batch; "
-                "stream() gives them one by one"
-            )
-        return Prediction(*(torch.cat(field) for field in zip(*batches, strict=True)))
-
-    def score(
-        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
-        native_scale: bool | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Image scores (N,), float32; higher is more anomalous. Arguments as :meth:`predict`."""
-        batches = self.stream(data, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale)
-        return torch.cat([prediction.pred_score for _, prediction in batches])
-
-    def maps(
-        self, data: Any, *, batch_size: int | None = None, skip_broken: bool = False,
-        native_scale: bool | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Anomaly maps (N, 1, H, W), float32, at ``image_size`` (at native scale: the images' own)."""
-        return self.predict(
-            data, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale
-        ).anomaly_map
-
     # ---------------------------------------------------------------- saving
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -449,12 +346,6 @@ class Detector:
 
     # ---------------------------------------------------------------- details
 
-    def to(self, device: str) -> Self:
-        """Move a fitted detector to a device."""
-        self._fitted().to(choose_device(device))
-        self.device = device
-        return self
-
     def __repr__(self) -> str:
         arguments = ", ".join(
             f"{name}={value!r}" for name, value in self.get_params().items() if name != "weights"
@@ -466,11 +357,6 @@ class Detector:
         height, width = both_sides(self.image_size)
         return height, width
 
-    @property
-    def _batch_size(self) -> int:
-        """Images of a step."""
-        return self.batch_size
-
     def _adopt(self, graph: ScoringGraph) -> None:
         self._made_with = self._described_arguments()
         graph.eval().requires_grad_(False)
@@ -480,23 +366,6 @@ class Detector:
         """Whether a choice of the detector's was made on this labelled image, so that no figure may count it."""
         return False
 
-    def _fitted(self) -> ScoringGraph:
-        graph = getattr(self, "graph_", None)
-        if graph is None:
-            raise StadfastError(
-                f"this {type(self).__name__} is not fitted: call fit(), or stadfast.load() a bundle"
-            )
-        return graph
-
-    def _crops(self, train: Images, held_out: Images, skip_broken: bool) -> tuple[Images, Images]:
-        broken = self.broken_ if skip_broken else None
-        seeds = self.seed, self.seed + 1
-        parts = zip((train, held_out), seeds, strict=True)
-        cropped = [native_crops(images, self._size, seed, broken) for images, seed in parts]
-        if not cropped[0]:
-            raise DataError("none of the training images can be read")
-        return cropped[0], cropped[1]
-
     def _described_arguments(self) -> dict[str, Any]:
         files = {name: _described(getattr(self, name)) for name in self._file_arguments}
         arguments = {name: as_python(value) for name, value in self.get_params().items()}
@@ -504,42 +373,12 @@ class Detector:
 
     def _identity(self) -> dict[str, Any]:
         arguments = self._described_arguments()
-        return {name: value for name, value in arguments.items() if name not in _RUN_ARGUMENTS}
-
-    def _check_native_scale(self) -> None:
-        if self.image_score != Detector.image_score:
-            raise UsageError(
-                f"native_scale: the image score is the {self.image_score}, which has no native scale; "
-                "stadfast.linescan.native_maps gives the maps"
-            )
-
-    def _check_processes(self) -> None:
-        count = distributed.size()
-        if count > 1 and not self.data_parallel:
-            raise UsageError(
-                f"{self.method} cannot be trained by several processes, as its losses compare the images of a batch "
-                "with each other: run it without torchrun"
-            )
-        if self._batch_size < count:
-            raise UsageError(
-                f"batch_size: expected at least {count}, the number of processes, got {self._batch_size}"
-            )
+        return {name: value for name, value in arguments.items() if name not in self._run_arguments}
 
     def _check_arguments(self) -> None:
         check_arguments(type(self), self.get_params(), self._counts, self._choices)
         if not 0 <= self._held_out_fraction() < 1:
             raise UsageError(f"validation_fraction: expected 0 to below 1, got {self.validation_fraction!r}")
-
-
-def _stacked(
-    loaded: Iterator[tuple[Path | int, Tensor]], batch_size: int
-) -> Iterator[tuple[list[Path | int], Tensor]]:
-    while chunk := list(islice(loaded, batch_size)):
-        sources, images = zip(*chunk, strict=True)
-        batch = torch.stack(images)
-        if batch.dim() == 4:  # a pyramid of sizes comes packed, pixel by pixel
-            batch = batch.contiguous(memory_format=torch.channels_last)
-        yield list(sources), batch
 
 
 def _described(given: Any) -> Any:

@@ -55,6 +55,22 @@ def size() -> int:
     return _group.size
 
 
+def check_processes(method: str, data_parallel: bool, batch_size: int) -> None:
+    """
+    Raises:
+        UsageError: a method whose batches cannot be shared, or smaller ones than there are processes.
+    """
+    if _group.size > 1 and not data_parallel:
+        raise UsageError(
+            f"{method} cannot be trained by several processes, as its losses compare the images of a batch "
+            "with each other: run it without torchrun"
+        )
+    if batch_size < _group.size:
+        raise UsageError(
+            f"batch_size: expected at least {_group.size}, the number of processes, got {batch_size}"
+        )
+
+
 def is_main() -> bool:
     """Whether this process writes files and shows progress; true where there is one only."""
     return _group.rank == 0

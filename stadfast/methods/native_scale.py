@@ -56,6 +56,20 @@ def read_native(
         broken += loader.broken
 
 
+def cropped_parts(
+    train: Images, held_out: Images, size: tuple[int, int], seed: int, broken: list[tuple[Path, str]] | None
+) -> tuple[Images, Images]:
+    """:func:`native_crops` of the training and of the held-out images.
+
+    Raises:
+        DataError: an image is smaller than a crop, or no training image can be read.
+    """
+    crops = native_crops(train, size, seed, broken), native_crops(held_out, size, seed + 1, broken)
+    if not crops[0]:
+        raise DataError("none of the training images can be read")
+    return crops
+
+
 def native_crops(
     images: Images, size: tuple[int, int], seed: int, broken: list[tuple[Path, str]] | None = None
 ) -> list[Tensor]:

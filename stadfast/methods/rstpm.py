@@ -61,6 +61,7 @@ class ReconstructionSTPM(Detector):
 
     method: ClassVar[str] = "rstpm"
     _counts: ClassVar[tuple[str, ...]] = (*Detector._counts, "decoder_blocks", "decoder_epochs")
+    _run_arguments: ClassVar[tuple[str, ...]] = (*Detector._run_arguments, "decoder_epochs")
     _choices: ClassVar[Mapping[str, Sequence[str]]] = {
         **Detector._choices, "backbone": _RESNETS, "backbone2": _RESNETS, "gate": GATES,
     }  # fmt: skip
