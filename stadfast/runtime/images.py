@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.layout import channels_first
 from ..errors import DataError
 
 
@@ -37,6 +36,8 @@ def batches(images: Any, limit: int) -> Iterator[Tensor]:
 
 def _rgb(images: np.ndarray | Tensor) -> Tensor:
     """An image or a batch as (B, 3, H, W): a view where that can be one."""
+    from ..data.layout import channels_first
+
     batch = channels_first(images)
     return batch[:, :3] if batch.shape[1] > 1 else batch.expand(-1, 3, -1, -1)
 
