@@ -45,7 +45,7 @@ class Scorer:
 
     Args:
         source: an archive of :func:`stadfast.export`, a detector's bundle, or a fitted detector.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``; ONNX and OpenVINO archives run on the CPU alone.
         precision: of the networks. ``"auto"``: the archive's, if less than fp32; else bf16 where the hardware
             multiplies it natively, fp32 elsewhere. Maps and scores are float32. (A GPU's fp32 convolutions are TF32
             unless ``torch.backends.cudnn.allow_tf32`` is False.)
@@ -84,6 +84,11 @@ class Scorer:
             torch.set_num_threads(threads)
         with deterministic_algorithms(deterministic):  # some operators are recorded as others
             module, self.metadata, kind = open_recorded(source)
+        through_openvino = kind in ("onnx", "openvino")
+        if through_openvino and device != "auto" and self.device.type != "cpu":
+            raise UsageError(f"device: expected auto or cpu, where OpenVINO runs {source}, got {device!r}")
+        if through_openvino:
+            self.device = torch.device("cpu")
         if self.metadata.get("native_scale"):
             logger.warning("%s was fitted at native scale; a Scorer resizes images all the same", source)
         self.method: str = self.metadata["method"]
@@ -92,11 +97,11 @@ class Scorer:
         self.image_size: tuple[int, int] = tuple(self.metadata["network_size"])  # type: ignore[assignment]
         fixed = self.metadata["image_size"]
         self._fixed: tuple[int, int] | None = None if fixed is None else tuple(fixed)  # type: ignore[assignment]
-        weights_only = kind in ("onnx", "openvino")  # these widen fp16 weights, and compute as they are told
-        archived = "fp32" if weights_only else self.metadata["precision"]
+        # OpenVINO widens fp16 weights, and computes as it is told.
+        archived = "fp32" if through_openvino else self.metadata["precision"]
         self.precision = _choose(precision, archived, self.device)
         self._engine: Engine
-        if kind in ("onnx", "openvino"):
+        if through_openvino:
             from .openvino import compile_model
 
             self._engine, self.path = compile_model(Path(str(source)), self.precision, threads), "openvino"

@@ -302,6 +302,40 @@ def test_mkds_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Scorer(tmp_path / "model.onnx")
 
 
+def test_openvino_runs_on_the_cpu_of_a_machine_with_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = {
+        "method": "stpm", "threshold": 1.0, "pixel_threshold": 1.0, "network_size": [8, 8], "image_size": None,
+        "precision": "fp16",
+    }  # fmt: skip
+    devices = []
+
+    def compile_model(path: Path, precision: str, threads: int | None) -> object:
+        def run(batch: Tensor) -> tuple[Tensor, ...]:
+            devices.append(batch.device)
+            score, map_ = torch.zeros(len(batch)), torch.zeros(len(batch), 1, 8, 8)
+            return score, score > 1, map_, map_ > 1
+
+        return run
+
+    monkeypatch.setattr("stadfast.runtime.scorer.read_metadata", lambda path: metadata)
+    monkeypatch.setattr("stadfast.runtime.openvino.compile_model", compile_model)
+    monkeypatch.setattr("stadfast.methods.hardware._cpu_flags", lambda: frozenset(["amx_bf16"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    for suffix in (".onnx", ".xml"):
+        for device in ("auto", "cpu"):
+            scorer = Scorer(tmp_path / f"model{suffix}", device=device)
+            assert (scorer.device, scorer.precision) == (torch.device("cpu"), "bf16")
+        for device in ("cuda", "cuda:0"):
+            with pytest.raises(UsageError, match="device: expected auto or cpu, where OpenVINO runs"):
+                Scorer(tmp_path / f"model{suffix}", device=device)
+    assert set(devices) == {torch.device("cpu")}
+
+
 def test_an_archive_is_no_detector(archive: Path) -> None:
     with pytest.raises(BundleError, match="exported archive, which Scorer and bench run"):
         sf.load(archive)
