@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,26 +13,34 @@ from torch import Tensor
 
 from ..errors import DataError
 
+logger = logging.getLogger("stadfast")
 
-def batches(images: Any, limit: int) -> Iterator[Tensor]:
-    """Batches of at most ``limit`` images of one size, uint8 or float in [0, 1], in the order of the images.
+
+def batches(
+    images: Any, limit: int, *, skip_broken: bool = False
+) -> Iterator[tuple[list[Path | int], Tensor]]:
+    """``(paths or indices, batch)``: at most ``limit`` images of one size, uint8 or floats, in the order of the images.
 
     Args:
         images: tensors or arrays as :func:`~stadfast.data.layout.channels_first` takes them; or whatever else
             :func:`stadfast.data.as_images` reads (paths, Pillow images, lists).
         limit: the largest batch.
+        skip_broken: leave out unreadable files; after the last batch the log names them.
     """
     if isinstance(images, (np.ndarray, Tensor)):
-        yield from _rgb(images).split(limit)
-        return
-    items = list(images) if isinstance(images, (list, tuple)) else [images]
-    if not items:
-        raise DataError("no images: the list is empty")
-    if all(isinstance(item, (np.ndarray, Tensor)) for item in items):
-        found = [_rgb(item) for item in items]
-        yield from _grouped((image for batch in found for image in batch), limit)
+        whole = _rgb(images)
+        numbers: list[Path | int] = list(range(len(whole)))
+        for first in range(0, len(whole), limit):
+            yield numbers[first : first + limit], whole[first : first + limit]
+    elif (
+        isinstance(images, (list, tuple))
+        and images
+        and all(isinstance(i, (np.ndarray, Tensor)) for i in images)
+    ):
+        found = [_rgb(item) for item in images]
+        yield from _grouped(enumerate(image for batch in found for image in batch), limit)
     else:
-        yield from _grouped(_read(items), limit)
+        yield from _grouped(_read(images, skip_broken), limit)
 
 
 def _rgb(images: np.ndarray | Tensor) -> Tensor:
@@ -58,24 +67,35 @@ def to_unit(images: Tensor) -> Tensor:
     return images.float().clamp(0, 1)
 
 
-def _read(items: list[Any]) -> Iterator[Tensor]:
-    from ..data import as_images, list_images
+def _read(images: Any, skip_broken: bool) -> Iterator[tuple[Path | int, Tensor]]:
+    from ..data import ImageLoader
+    from ..methods.sources import images_of
 
-    if all(isinstance(item, (str, os.PathLike)) for item in items):
-        for path in list_images(items):  # one after the other, in constant memory
-            yield as_images(path)[0]
-    else:
-        yield from as_images(items)
+    found = images_of(images)
+    if isinstance(found[0], Tensor):
+        yield from enumerate(found)  # type: ignore[misc]
+        return
+    loader = ImageLoader(found, skip_broken=skip_broken, workers=0)  # type: ignore[arg-type]
+    yield from loader  # one after the other, in constant memory
+    for path, reason in loader.broken:
+        logger.warning("left out %s: %s", path, reason)
 
 
-def _grouped(images: Iterator[Tensor], limit: int) -> Iterator[Tensor]:
+def _grouped(
+    images: Iterable[tuple[Path | int, Tensor]], limit: int
+) -> Iterator[tuple[list[Path | int], Tensor]]:
     """Neighbours of one size, type and device as batches."""
+
+    def kind(image: Tensor) -> tuple[Any, ...]:
+        return image.shape, image.dtype, image.device
+
+    sources: list[Path | int] = []
     group: list[Tensor] = []
-    for image in images:
-        key = (image.shape, image.dtype, image.device)
-        if group and (len(group) == limit or key != (group[0].shape, group[0].dtype, group[0].device)):
-            yield torch.stack(group)
-            group = []
+    for source, image in images:
+        if group and (len(group) == limit or kind(image) != kind(group[0])):
+            yield sources, torch.stack(group)
+            sources, group = [], []
+        sources.append(source)
         group.append(image)
     if group:
-        yield torch.stack(group)
+        yield sources, torch.stack(group)

@@ -125,14 +125,22 @@ class Scorer:
         Raises:
             DataError: the images cannot be used.
         """
-        found = list(self.stream(images))
+        found = [prediction for _, prediction in self.stream(images)]
         if len(found) == 1:
             return found[0]
         return Prediction(*(torch.cat(field) for field in zip(*found, strict=True)))
 
-    def stream(self, images: Any) -> Iterator[Prediction]:
-        """The same batch by batch, in constant memory; paths are read as they are needed."""
-        for batch in batches(images, self.batch_size):
+    def stream(
+        self, images: Any, *, skip_broken: bool = False
+    ) -> Iterator[tuple[list[Path | int], Prediction]]:
+        """Predict batch by batch, in constant memory: ``(paths or indices, Prediction)``, as ``Detector.stream``.
+
+        Args:
+            images: as for a call; paths are read as they are needed.
+            skip_broken: leave out unreadable files. Calls share no state, so there is no ``broken_``: after the last
+                batch the log (``stadfast``) names them with the reasons.
+        """
+        for sources, batch in batches(images, self.batch_size, skip_broken=skip_broken):
             if self._fixed is not None and tuple(batch.shape[2:]) != self._fixed:
                 raise DataError(
                     f"images are {batch.shape[2]} x {batch.shape[3]}; this archive was exported for "
@@ -142,7 +150,7 @@ class Scorer:
                 outputs = self._engine(
                     self._as_read(batch.to(self.device, non_blocking=self.device.type == "cuda"))
                 )
-            yield Prediction(*(x.to(batch.device) for x in outputs))
+            yield sources, Prediction(*(x.to(batch.device) for x in outputs))
 
     def _as_read(self, batch: Tensor) -> Tensor:
         """uint8 where the engine converts it itself, else float32 in [0, 1]."""
@@ -301,7 +309,7 @@ def compare(detector: Detector, scorer: Scorer, images: Any) -> Agreement:
     """
     count = verdicts = 0
     score, map_ = _Difference(), _Difference()
-    for batch in batches(images, scorer.batch_size):
+    for _, batch in batches(images, scorer.batch_size):
         ours, theirs = detector.predict(batch), scorer(batch)
         count += len(batch)
         verdicts += int((ours.pred_label != theirs.pred_label.cpu()).sum())

@@ -174,7 +174,7 @@ class PartScorer:
         if not readable:
             return found
         try:
-            answers = list(self.scorer.stream([batch[i].pixels for i in readable]))
+            answers = [p for _, p in self.scorer.stream([batch[i].pixels for i in readable])]
         except DataError as error:  # such as a size that the archive does not take: which one is it?
             if len(batch) == 1:
                 batch[0].error = str(error)

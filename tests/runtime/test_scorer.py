@@ -108,6 +108,36 @@ def test_images_of_several_sizes_keep_their_order(scorer: Scorer, images: Tensor
         torch.testing.assert_close(found.pred_score[i : i + 1], scorer(image).pred_score, rtol=1e-4, atol=0)
 
 
+def test_a_stream_says_which_file_a_score_belongs_to(
+    scorer: Scorer, images: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a detector's does; neighbours of one size make a batch."""
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image[:, :, : 70 if path.stem == "4" else 72].permute(1, 2, 0).numpy()).save(path)
+    one_by_one = [scorer(path).pred_score for path in paths]
+    for source, names in (
+        (tmp_path, paths),
+        ([sf.data.Sample(path, 0) for path in paths], paths),
+        ([sf.data.read_image(path) for path in paths], range(5)),
+        ([images[:3], images[3], images[4, :, :, :70]], range(5)),
+    ):
+        found = list(scorer.stream(source))
+        assert [sources for sources, _ in found] == [list(names[:4]), [names[4]]]
+        scores = torch.cat([prediction.pred_score for _, prediction in found])
+        torch.testing.assert_close(scores, torch.cat(one_by_one), rtol=1e-4, atol=0)
+    assert [sources for sources, _ in scorer.stream(images.repeat(2, 1, 1, 1))] == [[*range(8)], [8, 9]]
+
+    paths[1].write_text("no image")
+    with pytest.raises(DataError, match=r"1\.png"):
+        list(scorer.stream(tmp_path))
+    found = list(scorer.stream(tmp_path, skip_broken=True))
+    assert [sources for sources, _ in found] == [[paths[0], *paths[2:4]], paths[4:]]
+    assert [record.args[0] for record in caplog.records] == [paths[1]]
+    with pytest.raises(DataError, match="none of 1 images can be read"):
+        list(scorer.stream(paths[1], skip_broken=True))
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
