@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from .. import ops
 
 PIXELS = 16  # of a row, that are convolved at once: shorter rows are faster one convolution after the other
+_POOLED = 32  # rows of a pooling's window, from which on no operator holds them beside the convolution
 _ROWS = 8  # a thread's, for each further convolution: below, those that it computes twice cost what the cache saves
 
 
@@ -54,8 +55,8 @@ def join_poolings(module: fx.GraphModule) -> None:
         c = Convolved(*made.args)  # type: ignore[arg-type]
         plain = not ops.is_winograd(getattr(module, str(c.filters.target)))
         narrow = node.meta["dtype"] == torch.bfloat16
-        if plain and narrow and c.residual is None and c.groups == 1 and c.rectify:
-            _, size, step, around = node.args
+        _, size, step, around = node.args
+        if plain and narrow and c.residual is None and c.groups == 1 and c.rectify and size < _POOLED:  # type: ignore[operator]
             pooling = [size, step, around, around]
             node.args = (c.x, c.filters, c.bias, c.kernel, c.stride[0], c.padding, pooling)
             node.target = ops.convolve_pool

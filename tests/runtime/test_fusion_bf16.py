@@ -221,3 +221,21 @@ def test_residuals_and_poolings() -> None:
     assert calls(graph, ops.convolve_pool) == 0  # there is an addition, and one without relu
     for _ in range(2):
         assert_close(graph(x), module(x))
+
+
+@pytest.mark.parametrize(("size", "joined"), [(31, True), (32, False)])
+@torch.no_grad()
+def test_a_pooling_too_high_stays_apart(size: int, joined: bool) -> None:
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(32, 32, 5, padding=2)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [nn.functional.max_pool2d(self.first(x).relu(), size)]
+
+    module, x = Stem().eval(), random(1, 32, 64, 70)
+    graph = in_bfloat16(module, x)
+    assert fusion.fuse(graph) == 1
+    assert calls(graph, ops.convolve_pool) == joined
+    assert_close(graph(x), module(x))
