@@ -12,6 +12,17 @@ def _map_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
 
 
+def _gradient_like(features: Tensor) -> Tensor:
+    """channels_last where the kernels read the features so (find_layout in csrc/layout.h), else planar."""
+    _, channels, height, width = features.shape
+    _, channel, row, column = features.stride()
+    rows_follow = height == 1 or width == 1 or row == width * column
+    pixel = column if width > 1 else row if height > 1 else 1
+    interleaved = rows_follow and pixel != 1 and (channels == 1 or channel == 1)
+    form = torch.channels_last if interleaved else torch.contiguous_format
+    return torch.empty_like(features, memory_format=form)
+
+
 @torch.library.register_fake("stadfast::pyramid_distance")
 def _(student: list[Tensor], teacher: list[Tensor], eps: float) -> list[Tensor]:
     return [s.new_empty((s.shape[0], 1, *s.shape[2:]), dtype=_map_dtype(s)) for s in student]
@@ -19,7 +30,7 @@ def _(student: list[Tensor], teacher: list[Tensor], eps: float) -> list[Tensor]:
 
 @torch.library.register_fake("stadfast::pyramid_distance_backward")
 def _(grad: list[Tensor], student: list[Tensor], teacher: list[Tensor], eps: float) -> list[Tensor]:
-    return [torch.empty_like(s) for s in student]
+    return [_gradient_like(s) for s in student]
 
 
 @torch.library.register_fake("stadfast::anomaly_map")
@@ -131,7 +142,7 @@ def _(descriptors: list[Tensor], pairs: list[int], groups: list[int], squared: b
 
 @torch.library.register_fake("stadfast::peer_distance_backward")
 def _(factors: Tensor, descriptors: list[Tensor], pairs: list[int], wanted: list[int]) -> list[Tensor]:
-    return [torch.empty_like(descriptors[0]) for _ in wanted]
+    return [_gradient_like(descriptors[0]) for _ in wanted]
 
 
 def _save_peers(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

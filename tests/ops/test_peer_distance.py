@@ -152,7 +152,7 @@ def test_gradcheck(device: str, layout: str, squared: bool) -> None:
     assert torch.autograd.gradcheck(lambda *x: ops.peer_distance(x, pairs, groups, squared=squared), x)
 
 
-@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("squared", [False, True])
 def test_opcheck(device: str, layout: str, squared: bool) -> None:
     x = [y.requires_grad_() for y in descriptors(3, (4, 3, 3), torch.float32, layout, device)]

@@ -259,7 +259,7 @@ def test_gradient_of_some_levels_only(device: str) -> None:
     assert student[2].grad is None or student[2].grad.count_nonzero() == 0
 
 
-@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(device: str, layout: str) -> None:
     student, teacher = (
         [x.requires_grad_() for x in pyramid([(4, 3, 3), (8, 2, 2)], layout=layout, device=device, seed=s)]
