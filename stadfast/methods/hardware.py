@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -120,16 +121,31 @@ def _lines(file: Path) -> list[str]:
         return []
 
 
+_determinism = threading.Lock()
+_inside = 0  # who is in the context below
+_before = False  # what torch was set to before the first of them
+
+
 @contextlib.contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Within it torch uses deterministic algorithms only (and raises where there is none)."""
+    """Within it torch uses deterministic algorithms only (and raises where there is none).
+
+    torch has one setting for the process: while one thread is inside it holds for all of them.
+    """
+    global _inside, _before
     if not enabled:
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    with _determinism:
+        if not _inside:
+            _before = torch.are_deterministic_algorithms_enabled()
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        _inside += 1
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        with _determinism:
+            _inside -= 1
+            if not _inside:
+                torch.use_deterministic_algorithms(_before)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import stadfast as sf
 from stadfast.errors import BundleError, DataError, StadfastError, UsageError
+from stadfast.methods.hardware import deterministic_algorithms
 from stadfast.runtime import Scorer, export
 from stadfast.runtime.memory import resident_memory
 
@@ -252,6 +253,22 @@ def test_deterministic(archive: Path, images: Tensor) -> None:
     scorer = Scorer(archive, device="cpu", deterministic=True)
     assert torch.equal(scorer(images).anomaly_map, scorer(images).anomaly_map)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_deterministic_calls_that_overlap(before: bool) -> None:
+    """Two threads' calls, of which the first to begin is the first to end."""
+    torch.use_deterministic_algorithms(before)
+    try:
+        first, second = deterministic_algorithms(True), deterministic_algorithms(True)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.are_deterministic_algorithms_enabled()
+        second.__exit__(None, None, None)
+        assert torch.are_deterministic_algorithms_enabled() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
