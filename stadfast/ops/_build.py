@@ -32,7 +32,7 @@ _DEFAULT_CUDA_ARCHITECTURES = "7.5;8.0+PTX;8.6;8.9;9.0+PTX"
 
 
 def library_name(device: str) -> str:
-    """Of the file in the cache: kernels for a GPU serve those that were there when they were compiled."""
+    """Of the file in the cache: kernels serve the GPUs that were there when they were compiled, and torch's CUDA."""
     if device == "cpu":
         return f"{LIBRARIES[device]}.so"
     import torch
@@ -40,7 +40,7 @@ def library_name(device: str) -> str:
     given = os.environ.get("TORCH_CUDA_ARCH_LIST")
     there = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
     named = given or ";".join(f"{major}.{minor}" for major, minor in there) or _DEFAULT_CUDA_ARCHITECTURES
-    return f"{LIBRARIES[device]}-{re.sub('[^0-9A-Za-z.+]+', '_', named)}.so"
+    return f"{LIBRARIES[device]}-cu{torch.version.cuda}-{re.sub('[^0-9A-Za-z.+]+', '_', named)}.so"
 
 
 def source_folder() -> Path:

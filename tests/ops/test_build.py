@@ -79,13 +79,16 @@ def test_a_toolkit_from_pypi_gets_the_name_that_linkers_look_for(
 
 def test_kernels_for_other_gpus_are_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     names = set()
     for gpus in ([], [(9, 0)], [(8, 0)], [(9, 0), (8, 0)]):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: len(gpus))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i, gpus=gpus: gpus[i])
         names.add(_build.library_name("cuda"))
     assert len(names) == 4
-    assert {"_C_cuda-9.0.so", "_C_cuda-8.0_9.0.so"} <= names
+    assert {"_C_cuda-cu12.8-9.0.so", "_C_cuda-cu12.8-8.0_9.0.so"} <= names
+    monkeypatch.setattr(torch.version, "cuda", "13.0")  # needs another libcudart
+    assert _build.library_name("cuda") == "_C_cuda-cu13.0-8.0_9.0.so"
     assert _build.library_name("cpu") == "_C.so"
 
 
