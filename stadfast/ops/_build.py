@@ -7,6 +7,7 @@ imports torch until kernels are compiled, so that ``setup.py`` can load this fil
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,20 @@ def find_ninja() -> None:
         os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
 
 
+@contextlib.contextmanager
+def _restoring(*names: str) -> Iterator[None]:
+    """These variables of the environment, the process's own, are afterwards what they were before."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def compile_library(device: str, folder: Path) -> Path:
     """Compile the library for ``device`` in ``folder`` and return its path; the library is loaded, too.
 
@@ -231,18 +247,19 @@ def compile_library(device: str, folder: Path) -> Path:
     """
     if cxx_compiler() is None:
         raise RuntimeError("no C++ compiler (c++ or g++) found")
-    find_ninja()
     name = LIBRARIES[device]
     settings = flags()
-    _cpp_extension(device).load(
-        name,
-        [str(path) for path in sources(device)],
-        extra_cflags=settings["cxx"],
-        extra_cuda_cflags=settings["nvcc"],
-        # --as-needed drops libtorch_python, which load() always names.
-        extra_ldflags=["-Wl,--as-needed", *(cuda_linking(folder / "link") if device == "cuda" else [])],
-        build_directory=str(folder),
-        with_cuda=device == "cuda",
-        is_python_module=False,
-    )
+    with _restoring("PATH", "TORCH_CUDA_ARCH_LIST"):
+        find_ninja()
+        _cpp_extension(device).load(
+            name,
+            [str(path) for path in sources(device)],
+            extra_cflags=settings["cxx"],
+            extra_cuda_cflags=settings["nvcc"],
+            # --as-needed drops libtorch_python, which load() always names.
+            extra_ldflags=["-Wl,--as-needed", *(cuda_linking(folder / "link") if device == "cuda" else [])],
+            build_directory=str(folder),
+            with_cuda=device == "cuda",
+            is_python_module=False,
+        )
     return folder / f"{name}.so"

@@ -119,10 +119,20 @@ def _load_library(device: str) -> Path:
         torch.ops.load_library(shipped)
         return shipped
     target = cache_folder() / fingerprint / _build.library_name(device)
-    compiled = not is_intact(target, fingerprint) and compile_into_cache(
-        target, fingerprint, device, lambda folder: _build.compile_library(device, folder)
-    )
-    if not compiled:  # compile_library loads what it has compiled
+    loaded: list[Path] = []
+
+    def build(folder: Path) -> Path:
+        loaded.append(_build.compile_library(device, folder))  # which loads it, and that cannot be undone
+        return loaded[0]
+
+    try:
+        if not is_intact(target, fingerprint):
+            compile_into_cache(target, fingerprint, device, build)
+    except OSError as error:
+        if not loaded:
+            raise
+        logger.warning("%s cannot be kept, and will be compiled again: %s", target, error)
+    if not loaded:
         torch.ops.load_library(target)
     return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -75,6 +76,24 @@ def test_a_toolkit_from_pypi_gets_the_name_that_linkers_look_for(
     (home / "lib" / "libcudart.so").symlink_to(library)
     assert _build.cuda_linking(tmp_path / "none") == []
     assert not (tmp_path / "none").exists()
+
+
+def test_compiling_leaves_the_environment_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils import cpp_extension
+
+    seen = []
+    monkeypatch.setattr(cpp_extension, "load", lambda *_, **__: seen.append(dict(os.environ)))
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(_build, "cuda_home", lambda: tmp_path)
+    monkeypatch.setattr(_build, "cxx_compiler", lambda: "c++")
+    monkeypatch.setattr(_build, "find_ninja", lambda: monkeypatch.setenv("PATH", "ninja's"))
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    before = dict(os.environ)
+    _build.compile_library("cuda", tmp_path)
+    assert seen[0]["PATH"] == "ninja's"
+    assert "9.0" in seen[0]["TORCH_CUDA_ARCH_LIST"]
+    assert dict(os.environ) == before
 
 
 def test_kernels_for_other_gpus_are_another_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,21 @@ def test_a_cache_that_cannot_be_written(sandbox: Sandbox, tmp_path: Path) -> Non
     assert str(tmp_path / "file") in err
 
 
+def test_a_library_that_cannot_be_kept_serves_its_process(sandbox: Sandbox) -> None:
+    """Its schemas are there once it is loaded: the reference could not take their names."""
+    full_disk = """
+def write_text(self, text):
+    raise OSError(28, "No space left on device")
+
+Path.write_text = write_text
+"""
+    out, err = sandbox.run(FAKE_COMPILER + full_disk + USE)
+    assert out == "cpu"
+    assert "cannot be kept" in err
+    assert "No space left on device" in err
+    assert not sandbox.cached().exists()
+
+
 @pytest.mark.slow
 def test_compiled_once_silently_and_then_without_a_compiler(sandbox: Sandbox) -> None:
     """The real compiler, in an empty cache; the second process finds no compiler and needs none."""
