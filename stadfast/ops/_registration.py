@@ -153,7 +153,10 @@ def _save_peers(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _peer_distance_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """d|a - b|^2 / da = 2 (a - b) and d|a - b| / da = (a - b) / |a - b|, 0 where a = b (as torch has it)."""
     descriptors = list(ctx.saved_tensors)
-    factors = grad.index_select(1, torch.tensor(ctx.groups, device=grad.device))  # of each pair
+    maps = grad.unbind(1)
+    factors = torch.stack(
+        [maps[group] for group in ctx.groups], 1
+    )  # of each pair; no index comes from the host
     if ctx.squared:
         factors = 2 * factors
     else:

@@ -163,6 +163,44 @@ def test_opcheck(device: str, layout: str, squared: bool) -> None:
     torch.library.opcheck(torch.ops.stadfast.peer_distance_backward, (factors, plain, pairs, [2, 0]))
 
 
+@pytest.mark.parametrize("groups", [None, [0, 1, 0]])
+def test_the_gradient_takes_nothing_from_the_host(
+    device: str, groups: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy would let a GPU wait in every step, and could not be captured."""
+    x = [y.requires_grad_() for y in descriptors(3, (4, 3, 3), torch.float32, "planar", device)]
+    pairs = [(0, 1), (1, 2), (0, 2)]
+    total = ops.peer_distance(x, pairs, groups, squared=True).sum()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "tensor", None)
+        patched.setattr(torch, "as_tensor", None)
+        total.backward()
+    torch.testing.assert_close(x[0].grad, (2 * (2 * x[0] - x[1] - x[2])).detach())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("squared", [False, True])
+def test_forward_and_gradient_can_be_captured(squared: bool) -> None:
+    skip_without_kernel("cuda")
+    count, pairs, groups = PAIRS["more pairs than a launch"]
+    x = [y.requires_grad_() for y in descriptors(count, (4, 3, 3), torch.float32, "planar", "cuda")]
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(ops.peer_distance(x, pairs, groups, squared=squared).sum(), x)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        wanted = step()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        found = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_only_wanted_gradients_are_computed(device: str) -> None:
     x = descriptors(3, (4, 3, 3), torch.float32, "planar", device)
     x[1].requires_grad_()
