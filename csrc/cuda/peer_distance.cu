@@ -56,8 +56,6 @@ std::vector<Tensor> peer_distance_backward(Tensor factors, std::vector<Tensor> d
   const cudaStream_t stream = current_stream(peers.tensors[0]);
   std::vector<Tensor> gradients;
   for (size_t w = 0; w < wanted.size(); ++w) {
-    SF_CHECK(edges[w].size() <= kPeerEdges, "wanted: descriptor ", wanted[w], " is in more than ", kPeerEdges,
-             " pairs");
     gradients.push_back(empty_like_peer(peers));
     if (peers.layout().batch == 0) continue;
     Layout g;
@@ -66,12 +64,13 @@ std::vector<Tensor> peer_distance_backward(Tensor factors, std::vector<Tensor> d
                         peers.channels_last() ? g.pixel_stride : g.channel_stride};
     SF_DISPATCH(descriptors[0].scalar_type(), T, A, {
       static_assert(sizeof(PeerGradient<T, A>) <= kMaxParameterBytes);
-      const auto all =
-          peer_gradient_launch<T, A>(shape_of(peers), views_of(peers), wanted[w], edges[w],
-                                     static_cast<const A*>(f.const_data_ptr()), int64_t(pairs.size()) / 2, gradient);
-      peer_gradient_kernel<T, A>
-          <<<grid_size(divide_up(peers.tensors[0].numel(), kThreads)), kThreads, 0, stream>>>(all);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      const A* data = static_cast<const A*>(f.const_data_ptr());
+      const unsigned blocks = grid_size(divide_up(peers.tensors[0].numel(), kThreads));
+      for (const auto& all : peer_gradient_launches<T, A>(shape_of(peers), views_of(peers), wanted[w], edges[w], data,
+                                                          int64_t(pairs.size()) / 2, gradient)) {
+        peer_gradient_kernel<T, A><<<blocks, kThreads, 0, stream>>>(all);
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      }
     })
   }
   return gradients;

@@ -11,7 +11,7 @@
 namespace stadfast::cuda {
 
 constexpr int kPeerPairs = 16;   // of a launch: their sums live in registers
-constexpr int kPeerEdges = 128;  // of a descriptor's gradient: they travel by value
+constexpr int kPeerEdges = 128;  // of a launch for a descriptor's gradient: they travel by value
 
 template <class T>
 struct PeerView {
@@ -114,12 +114,13 @@ __global__ void __launch_bounds__(kThreads) peer_kernel(const __grid_constant__ 
   }
 }
 
-// gradient = sum over the edges of factor * (self - other)
+// gradient = sum over the edges of factor * (self - other), or += it
 template <class T, class A>
 struct PeerGradient {
   int64_t images, pixels;
   int32_t channels, pairs, edges;
   Access access;
+  bool add;          // to what is there, which each launch rounds to T
   const A* factors;  // images x pairs x pixels
   T* gradient;       // laid out as the others
   int64_t gradient_batch, gradient_inner;
@@ -141,7 +142,9 @@ __device__ __forceinline__ void peer_gradient_at(const PeerGradient<T, A>& all, 
   const int64_t along = planar ? channel : pixel, across = planar ? pixel : channel;
   const Pack<T, kCount> a =
       load<T, kCount>(all.self.data + image * all.self.batch_stride + along * all.self.inner_stride + across);
-  A sums[kCount] = {};
+  T* to = all.gradient + image * all.gradient_batch + along * all.gradient_inner + across;
+  A sums[kCount];
+  SF_UNROLL for (int i = 0; i < kCount; ++i) sums[i] = all.add ? A(to[i]) : A(0);
   for (int e = 0; e < all.edges; ++e) {
     const PeerView<T>& y = all.other[e];
     const A factor = load_one(all.factors + (image * all.pairs + all.factor[e]) * all.pixels + pixel);
@@ -150,7 +153,7 @@ __device__ __forceinline__ void peer_gradient_at(const PeerGradient<T, A>& all, 
   }
   Pack<T, kCount> g;
   SF_UNROLL for (int i = 0; i < kCount; ++i) g.value[i] = T(sums[i]);
-  store<T, kCount>(all.gradient + image * all.gradient_batch + along * all.gradient_inner + across, g);
+  store<T, kCount>(to, g);
 }
 
 template <class T, class A>

@@ -49,23 +49,32 @@ std::vector<PeerDistances<T, A>> peer_launches(const PeerShape& shape, const std
   return launches;
 }
 
-// Edge: {factor, other}.
+// One structure a launch, kPeerEdges edges each. Edge: {factor, other}. Without edges, one launch of zeros.
 template <class T, class A, class Edge>
-PeerGradient<T, A> peer_gradient_launch(const PeerShape& shape, const std::vector<View>& views, int64_t self,
-                                        const std::vector<Edge>& edges, const A* factors, int64_t pairs,
-                                        const View& gradient) {
-  PeerGradient<T, A> all{};
-  all.images = shape.images, all.pixels = shape.pixels, all.channels = int32_t(shape.channels);
-  all.pairs = int32_t(pairs), all.edges = int32_t(edges.size());
+std::vector<PeerGradient<T, A>> peer_gradient_launches(const PeerShape& shape, const std::vector<View>& views,
+                                                       int64_t self, const std::vector<Edge>& edges, const A* factors,
+                                                       int64_t pairs, const View& gradient) {
   const bool vectors = all_take_vectors<T>(shape, views) && takes_vectors<T>(gradient, shape.channels);
-  all.access = !shape.channels_last ? Access::kPlanar : vectors ? Access::kVectors : Access::kScalars;
-  all.factors = factors;
-  all.gradient = static_cast<T*>(const_cast<void*>(gradient.data));
-  all.gradient_batch = gradient.batch_stride, all.gradient_inner = gradient.inner_stride;
-  all.self = peer_view<T>(views[self]);
-  for (size_t e = 0; e < edges.size(); ++e)
-    all.other[e] = peer_view<T>(views[edges[e].other]), all.factor[e] = edges[e].factor;
-  return all;
+  std::vector<PeerGradient<T, A>> launches;
+  size_t begin = 0;
+  do {
+    PeerGradient<T, A> all{};
+    all.images = shape.images, all.pixels = shape.pixels, all.channels = int32_t(shape.channels);
+    all.pairs = int32_t(pairs), all.edges = int32_t(std::min<size_t>(kPeerEdges, edges.size() - begin));
+    all.access = !shape.channels_last ? Access::kPlanar : vectors ? Access::kVectors : Access::kScalars;
+    all.add = begin > 0;
+    all.factors = factors;
+    all.gradient = static_cast<T*>(const_cast<void*>(gradient.data));
+    all.gradient_batch = gradient.batch_stride, all.gradient_inner = gradient.inner_stride;
+    all.self = peer_view<T>(views[self]);
+    for (int32_t e = 0; e < all.edges; ++e) {
+      const Edge& edge = edges[begin + e];
+      all.other[e] = peer_view<T>(views[edge.other]), all.factor[e] = edge.factor;
+    }
+    launches.push_back(all);
+    begin += kPeerEdges;
+  } while (begin < edges.size());
+  return launches;
 }
 
 }  // namespace stadfast::cuda

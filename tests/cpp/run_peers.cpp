@@ -30,10 +30,10 @@ void distance(unsigned blocks, const PeerShape& shape, int views, const View* vi
 template <class T, class A>
 void gradient(unsigned blocks, const PeerShape& shape, int views, const View* view, int self, int edges,
               const EdgeArguments* edge, const void* factors, int64_t pairs, const View& to) {
-  const auto all = peer_gradient_launch<T, A>(shape, std::vector<View>(view, view + views), self,
-                                              std::vector<EdgeArguments>(edge, edge + edges),
-                                              static_cast<const A*>(factors), pairs, to);
-  emulator::launch(blocks, kThreads, peer_gradient_kernel<T, A>, all);
+  for (const auto& all : peer_gradient_launches<T, A>(shape, std::vector<View>(view, view + views), self,
+                                                      std::vector<EdgeArguments>(edge, edge + edges),
+                                                      static_cast<const A*>(factors), pairs, to))
+    emulator::launch(blocks, kThreads, peer_gradient_kernel<T, A>, all);
 }
 
 #pragma GCC visibility push(default)

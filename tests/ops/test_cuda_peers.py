@@ -134,6 +134,27 @@ def test_several_launches_and_any_number_of_blocks(kernels: ctypes.CDLL, channel
         assert torch.equal(first, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["planar", "channels_last"])
+@pytest.mark.parametrize("count", [0, 128, 129, 300])
+def test_a_gradient_of_more_pairs_than_a_launch(
+    kernels: ctypes.CDLL, count: int, layout: str, dtype: torch.dtype
+) -> None:
+    x = descriptors(4, (8, 3, 5), dtype, layout, "cpu")
+    pairs = [(0, 1 + i % 2) for i in range(count)] + [(1, 2)]
+    factors = torch.randn(2, len(pairs), 3, 5)
+    wanted = sum(
+        (
+            factors[:, p, None].double() * (x[0].double() - x[j].double())
+            for p, (i, j) in enumerate(pairs)
+            if i == 0
+        ),
+        torch.zeros(2, 8, 3, 5, dtype=torch.float64),
+    )
+    rounding = 1e-5 if dtype == torch.float32 else 1e-2
+    assert_near(run_gradient(kernels, x, pairs, factors, 0), wanted, rounding)
+
+
 def test_layouts_of_the_table_are_read_in_place() -> None:
     for layout in READ_IN_PLACE:
         x = LAYOUTS[layout](torch.ones(2, 6, 4, 5))
