@@ -6,7 +6,7 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names for mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # glibc's names for mallopt
 _KEPT = 1 << 30
 
 
@@ -21,7 +21,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _KEPT) and mallopt(_TRIM_THRESHOLD, _KEPT))
+    # An older glibc refuses a threshold above 32 MiB, but not to keep every block, however large.
+    large = mallopt(_MMAP_THRESHOLD, _KEPT) or mallopt(_MMAP_MAX, 0)
+    return bool(large and mallopt(_TRIM_THRESHOLD, _KEPT))
 
 
 def resident_memory(*, peak: bool = False) -> int:
