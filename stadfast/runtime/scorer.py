@@ -49,7 +49,7 @@ class Scorer:
         precision: of the networks. ``"auto"``: the archive's, if less than fp32; else bf16 where the hardware
             multiplies it natively, fp32 elsewhere. Maps and scores are float32. (A GPU's fp32 convolutions are TF32
             unless ``torch.backends.cudnn.allow_tf32`` is False.)
-        batch_size: images computed at once, and the most that a CUDA graph is captured for.
+        batch_size: images computed at once.
         threads: of torch's pool for one call, set for the whole process; None leaves it alone.
         deterministic: deterministic algorithms only.
         warm_up: run once now, so that the first call is as fast as the next.
@@ -108,7 +108,7 @@ class Scorer:
         else:
             with _running(self.deterministic):
                 example = example_images(self._fixed or self.image_size).to(self.device)
-                self._engine, self.path = optimise_recorded(module, example[:1], self.precision, batch_size)
+                self._engine, self.path = optimise_recorded(module, example[:1], self.precision)
         if warm_up:
             self(torch.zeros(1, 3, *(self._fixed or self.image_size), dtype=torch.uint8))
 
@@ -167,7 +167,7 @@ class Scorer:
 
 
 def optimise_recorded(
-    module: torch.jit.ScriptModule | fx.GraphModule, example: Tensor, precision: str, batch_size: int
+    module: torch.jit.ScriptModule | fx.GraphModule, example: Tensor, precision: str
 ) -> tuple[Engine, str]:
     """The fastest engine for a recorded graph, and how it runs; the graph itself where that is unusual."""
     device = example.device
@@ -184,7 +184,7 @@ def optimise_recorded(
     if device.type == "cuda":
         from .cuda import CudaGraphs
 
-        return CudaGraphs(graph, batch_size), "cuda graph"
+        return CudaGraphs(graph), "cuda graph"
     reads_bytes = fuse_preparation(graph)
     if precision != "fp32":
         join(graph)
@@ -213,7 +213,7 @@ def optimise(module: nn.Module, example: Tensor, precision: str = "auto") -> tup
     """
     chosen = _choose(precision, "fp32", torch.device("cpu"))
     with torch.inference_mode():
-        engine, path = optimise_recorded(record(module, example), example, chosen, len(example))
+        engine, path = optimise_recorded(record(module, example), example, chosen)
     return engine, path, chosen
 
 
