@@ -34,7 +34,7 @@ _VIEWS = {"view", "reshape", "expand", "flatten", "unflatten", "permute", "trans
 def narrow(module: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
     """Let the convolutions and what stands between them compute in ``dtype``; everything else stays float32.
 
-    Operators that read half types themselves (:data:`stadfast.ops.HALF_INPUTS`) get the features as they are and
+    Operators that read half types themselves (:func:`stadfast.ops.reads_half`) get the features as they are and
     give float32. Changes the module, which :func:`~stadfast.runtime.lowering.propagate` has been through, in place.
     """
     if dtype != torch.float32:

@@ -40,8 +40,9 @@ Engine = Callable[[Tensor], tuple[Tensor, ...]]
 class Scorer:
     """Runs an archive or a fitted detector without the training code; thread-safe.
 
-    On a CPU, convolutions run with what follows them as one oneDNN operator, weights laid out ahead, in bf16 where the
-    processor has it, and freed memory stays with the process (up to 1 GiB). On a GPU a CUDA graph runs per shape.
+    On a CPU, convolutions run with what follows them as one operator (stadfast's own or oneDNN's), weights laid out
+    ahead, in bf16 where the processor has it, and freed memory stays with the process (up to 1 GiB). On a GPU a CUDA
+    graph runs per shape.
 
     Args:
         source: an archive of :func:`stadfast.export`, a detector's bundle, or a fitted detector.
@@ -56,7 +57,7 @@ class Scorer:
 
     Attributes:
         method, threshold, pixel_threshold, image_size, precision, device, metadata.
-        path: how the graph runs: ``"fused"`` (oneDNN's operators), ``"cuda graph"``, ``"plain"``, ``"openvino"``.
+        path: how the graph runs: ``"fused"`` (such operators), ``"cuda graph"``, ``"plain"``, ``"openvino"``.
 
     Raises:
         BundleError: the archive is missing, damaged or refused. UsageError: an argument does not fit.
@@ -242,7 +243,7 @@ def open_recorded(source: str | os.PathLike[str] | Detector) -> tuple[Any, dict[
     if not isinstance(source, (str, os.PathLike)):
         if not hasattr(source, "graph_"):
             raise UsageError(f"source: expected an archive or a fitted detector, got {type(source).__name__}")
-        graph = source._fitted()
+        graph = source.graph_
         recorded = record_on_cpu(graph, example_images(unlike_inputs(graph.preprocess)))
         return recorded, describe(source, "torchscript", "fp32", None, False), "torchscript"
     if is_bundle(source):
