@@ -77,11 +77,14 @@ def test_deployment_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     detector = sf.STPM(weights=weights, image_size=32, epochs=1, device="cpu").fit(
         images, show_progress=False
     )
+    write_images(tmp_path / "line/today", 3)
     names: dict = {"sf": sf, "detector": detector, "frame": images[0]}
     (example,) = [block for block in BLOCKS if "sf.export(" in block]
     exec(example, names)
-    assert names["out"].anomaly_map.shape == (1, 1, 32, 32)
-    torch.testing.assert_close(names["out"].pred_score, detector.score(images[0]), rtol=0.1, atol=1e-3)
+    assert names["out"].anomaly_map.shape == (3, 1, 32, 32)
+    assert [path.name for path in names["paths"]] == ["000.png", "001.png", "002.png"]
+    scores = names["scorer"](images[0]).pred_score
+    torch.testing.assert_close(scores, detector.score(images[0]), rtol=0.1, atol=1e-3)
 
 
 def test_every_linked_file_is_there() -> None:

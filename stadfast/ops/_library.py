@@ -150,8 +150,10 @@ def _fall_back(message: str, error: Exception, reason: str, advice: str) -> None
     warnings.warn(f"{message}; {reason}. {advice}", stacklevel=level)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _cause(error: Exception) -> str:
+    """The compiler's first error, of all that it has printed; or the first line."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return next((line for line in lines if "error:" in line), lines[0])[:500]
 
 
 def _find_backend() -> Backend:
@@ -161,7 +163,7 @@ def _find_backend() -> Backend:
     try:
         libraries = {"cpu": _load_library("cpu")}
     except _FAILURES as error:
-        reason = f"the compiled kernels are not available: {_first_line(error)}"
+        reason = f"the compiled kernels are not available: {_cause(error)}"
         _fall_back("stadfast runs on plain PyTorch, slower", error, reason, _NEED_COMPILER)
         _stand_in.define()
         return Backend("reference", reason, _NEED_COMPILER)
@@ -172,7 +174,7 @@ def _find_backend() -> Backend:
     try:
         libraries["cuda"] = _load_library("cuda")
     except _FAILURES as error:
-        reason = f"no CUDA kernels: {_first_line(error)}"
+        reason = f"no CUDA kernels: {_cause(error)}"
         _fall_back("stadfast runs on plain PyTorch on the GPU", error, reason, _NEED_TOOLKIT)
         _stand_in.serve_cuda()
         return Backend("cpu", reason, _NEED_TOOLKIT, libraries)

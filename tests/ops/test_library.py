@@ -131,6 +131,18 @@ def test_a_compiler_that_fails_is_named(sandbox: Sandbox, tmp_path: Path) -> Non
     assert str(broken) in err
 
 
+def test_what_a_compiler_complains_of_is_told(sandbox: Sandbox, tmp_path: Path) -> None:
+    grumbling = tmp_path / "c++"
+    real = shutil.which("c++") or "c++"
+    grumbling.write_text(
+        f'#!/bin/sh\nfor i; do case "$i" in -c) echo "x.cpp:1:1: error: no such thing" >&2; exit 1;; esac; done\n'
+        f'exec {real} "$@"\n'
+    )
+    grumbling.chmod(0o755)
+    _, err = sandbox.run(USE, CXX=str(grumbling))
+    assert "the compiled kernels are not available: x.cpp:1:1: error: no such thing. install" in err
+
+
 def test_a_cache_that_cannot_be_written(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     out, err = sandbox.run(STADFAST_CACHE=str(tmp_path / "file"))
