@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from stadfast.methods.hardware import cpu_name
 from stadfast.runtime.memory import resident_memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +104,7 @@ def ratio(slow: Timing, fast: Timing) -> dict[str, float]:
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What the figures depend on: processor, threads, packages, commit, device."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -168,16 +169,6 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return (values[0],) * 3
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
 
 
 def _packages() -> dict[str, str]:

@@ -12,7 +12,7 @@
 namespace stadfast::cpu {
 namespace {
 
-constexpr int64_t kTilesAtOnce = 36;     // their transforms stay in the second cache
+constexpr int64_t kTilesAtOnce = 36;     // their transforms stay in the L2 cache
 constexpr int64_t kManyBytes = 1 << 20;  // of weights, that fill half of it: threads share filters out, not tiles
 
 template <class T, class Block>

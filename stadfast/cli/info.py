@@ -12,7 +12,7 @@ import torch
 
 from .. import __version__, load, ops
 from ..methods.bundle import read_tensors
-from ..methods.hardware import choose_device, choose_precision
+from ..methods.hardware import choose_device, choose_precision, cpu_flags, cpu_name
 from ._guard import printable
 
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "safetensors", "scikit-learn")
@@ -41,8 +41,9 @@ def machine_facts() -> dict[str, Any]:
         "cache folder": str(ops.cache_folder()),
         "device": str(device),
         "training precision": f"{precision.name} ({precision.reason})",
-        "processor": f"{_processor()}, {torch.get_num_threads()} threads",
-        "CPU features": ", ".join(_cpu_features()) or "none of " + ", ".join(_FEATURES),
+        "processor": f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "CPU features": ", ".join(f for f in _FEATURES if f in cpu_flags())
+        or "none of " + ", ".join(_FEATURES),
         "GPU": _gpus(),
         "Python": f"{platform.python_version()} on {platform.platform()}",
         **{name: _version(name) for name in _PACKAGES},
@@ -82,25 +83,6 @@ def _rows(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
                 label,
                 " x ".join(map(str, value)) if name.endswith("size") and isinstance(value, list) else value,
             )
-
-
-def _processor() -> str:
-    lines = _cpuinfo()
-    return next((value for name, value in lines if name == "model name"), platform.processor() or "unknown")
-
-
-def _cpu_features() -> list[str]:
-    flags = next((set(value.split()) for name, value in _cpuinfo() if name == "flags"), set())
-    return [feature for feature in _FEATURES if feature in flags]
-
-
-def _cpuinfo() -> list[tuple[str, str]]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    parts = (line.partition(":") for line in lines)
-    return [(name.strip(), value.strip()) for name, _, value in parts]
 
 
 def _gpus() -> str:

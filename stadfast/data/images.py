@@ -72,7 +72,7 @@ def read_mask(path: str | os.PathLike[str], contents: bytes | None = None) -> Te
 
 
 def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """A mask (H, W) bool at another size (h, w): the share of defective area in each pixel, cut at one half."""
+    """A mask (H, W) bool at another size (h, w): the share of defective area in each pixel, above one half."""
     if mask.shape == tuple(size):
         return mask
     share = interpolate(mask[None, None].float(), tuple(size), mode="bilinear", antialias=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,14 +75,24 @@ def choose_precision(name: str, device: torch.device) -> Precision:
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         return Precision("bf16", "the GPU has it") if native else Precision("fp32", "the GPU has no bf16")
     for feature in ("amx_bf16", "avx512_bf16"):
-        if feature in _cpu_flags():
+        if feature in cpu_flags():
             return Precision("bf16", f"the CPU has {feature}")
     return Precision("fp32", "the CPU has no bf16 instructions")
 
 
-def _cpu_flags() -> frozenset[str]:
-    flags = next((line for line in _lines(_PROC / "cpuinfo") if line.startswith("flags")), "")
-    return frozenset(flags.split())
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    return _cpu("model name") or platform.processor() or "unknown"
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's features, as Linux names them."""
+    return frozenset(_cpu("flags").split())
+
+
+def _cpu(entry: str) -> str:
+    parts = (line.partition(":") for line in _lines(_PROC / "cpuinfo"))
+    return next((value.strip() for name, _, value in parts if name.strip() == entry), "")
 
 
 def available_memory(device: torch.device) -> int:

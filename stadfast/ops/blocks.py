@@ -10,7 +10,7 @@ from torch import Tensor
 from . import reference
 from .convolution import has_bf16
 
-_CACHED = 2**20  # bytes of filters: half of a core's second cache; the features' rows are in the rest
+_CACHED = 2**20  # bytes of filters: half of a core's L2 cache; the features' rows are in the rest
 
 
 def cache_holds(filters: Sequence[Tensor], groups: int) -> bool:

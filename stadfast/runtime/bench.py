@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..methods.hardware import cpu_name
 from .memory import resident_memory
 
 Contender = Callable[[Tensor], Any]
@@ -104,7 +105,7 @@ def peak_memory(device: torch.device) -> float:
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures depend on."""
     return {
-        "cpu": _processor(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -121,13 +122,3 @@ def _bind(function: Contender, images: Tensor) -> Callable[[], Any]:
 def _ratio(theirs: Timing, ours: Timing) -> float:
     """How many times faster we are: the median of the rounds' own ratios."""
     return round(statistics.median(a / b for a, b in zip(theirs.samples, ours.samples, strict=True)), 4)
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123
-            return next(
-                (line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown"
-            )
-    except OSError:
-        return platform.processor()

@@ -368,7 +368,7 @@ def test_openvino_runs_on_the_cpu_of_a_machine_with_a_gpu(
 
     monkeypatch.setattr("stadfast.runtime.scorer.read_metadata", lambda path: metadata)
     monkeypatch.setattr("stadfast.runtime.openvino.compile_model", compile_model)
-    monkeypatch.setattr("stadfast.methods.hardware._cpu_flags", lambda: frozenset(["amx_bf16"]))
+    monkeypatch.setattr("stadfast.methods.hardware.cpu_flags", lambda: frozenset(["amx_bf16"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
