@@ -389,7 +389,7 @@ CALLS = {
     "no dimensions": (lambda d: d.predict(np.zeros(())), "shape"),
     "five dimensions": (lambda d: d.predict(np.zeros((1, 1, 4, 4, 3), np.uint8)), "shape"),
     "two channels": (lambda d: d.predict(np.zeros((40, 40, 2), np.uint8)), "shape"),
-    "tensor in HWC": (lambda d: d.predict(torch.zeros(40, 40, 3)), "shape"),
+    "channels neither first nor last": (lambda d: d.predict(torch.zeros(40, 3, 40)), "shape"),
     "no pixels": (lambda d: d.predict(torch.zeros(3, 0, 40)), "shape"),
     "no images": (lambda d: d.predict(torch.zeros(0, 3, 40, 40)), "shape"),
     "integers": (lambda d: d.predict(np.zeros((40, 40, 3), np.int64)), "int64"),
