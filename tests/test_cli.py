@@ -492,6 +492,23 @@ def test_evaluate_anybodys_maps(tmp_path):
     assert "scratch" in run("evaluate", *folders).stdout
 
 
+def test_evaluate_by_another_protocol(model, category):
+    options = ("--resize", "maps", "--smoothing", "1.5", "--pixels", "anomalous")
+    result = run("evaluate", model, category, *options, "--json", "-")
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    expected = sf.evaluate(sf.load(model), category, resize="maps", smoothing=1.5, images="anomalous").figures
+    assert figures["aupro"] == pytest.approx(expected["aupro"], abs=1e-4)
+    for key, value in (("smoothing", 1.5), ("images", "anomalous"), ("masks", "as they are")):
+        assert figures["protocol"][key] == value
+    for wrong in (("--resize", "both"), ("--pixels", "some"), ("--pixels", "all", "--output", "x")):
+        refused = run("evaluate", model, category, *wrong)
+        assert (refused.exit_code, wrong[0].strip("-") in refused.stderr.replace("images", "pixels")) == (
+            2,
+            True,
+        )
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -225,7 +225,7 @@ def evaluate(
             help="First blur the maps with a Gaussian of this standard deviation, in pixels.",
         ),
     ] = None,
-    images: Annotated[
+    pixels: Annotated[
         str | None,
         typer.Option(
             metavar="all|anomalous",
@@ -258,7 +258,13 @@ def evaluate(
     from .evaluate import evaluate_maps
     from .scale import evaluate as run_job
 
-    given = {"resize": resize, "smoothing": smoothing, "images": images}
+    for option, value, known in (
+        ("--resize", resize, ("maps", "masks")),
+        ("--pixels", pixels, ("all", "anomalous")),
+    ):
+        if value is not None and value not in known:
+            raise UsageError(f"{option}: expected {' or '.join(known)}, got {value!r}")
+    given = {"resize": resize, "smoothing": smoothing, "images": pixels}
     protocol = {name: value for name, value in given.items() if value is not None}
     if maps is not None or masks is not None:
         if maps is None or masks is None or model is not None:
@@ -271,7 +277,11 @@ def evaluate(
         raise UsageError("wanted MODEL and DATA, or --maps and --masks")
     refuse(context, ["streaming"], "is for --maps and --masks")
     if output is not None:
-        refuse(context, given, "does not go with --output, which counts as the maps come")
+        refuse(
+            context,
+            ["resize", "smoothing", "pixels"],
+            "does not go with --output, which counts as the maps come",
+        )
         refuse(context, ["report"], "needs all maps, which --output does not keep: leave one out")
         _check_for_job(context, engine, native_scale, skip_broken)
         run_job(
