@@ -22,6 +22,7 @@ def grab(frames: int = 20, height: int = 32, width: int = 96) -> Iterator[Frame 
     web = Material("woven", width, defects=[Defect("hole", row=300, column=width // 2, size=12.0)])
     for first in range(0, frames * height, height):
         yield None
+        time.sleep(height / 20_000)
         ages = np.arange(height)[::-1] * 50_000  # nanoseconds: 20,000 lines a second
         yield web.rows(first, height)[0], time.monotonic_ns() - ages, 4 * np.arange(first, first + height)
 
