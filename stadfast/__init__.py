@@ -49,18 +49,6 @@ _HOME = {
     "export": "runtime.export",
     "StadfastError": "errors",
 }
-_ROOMS = (
-    "backbones",
-    "data",
-    "errors",
-    "linescan",
-    "methods",
-    "metrics",
-    "ops",
-    "report",
-    "runtime",
-    "scale",
-)
 
 
 def _loader(package: str, home: Mapping[str, str]) -> Callable[[str], Any]:
@@ -105,6 +93,7 @@ __all__ = [
     "runtime",
     "scale",
 ]
+_ROOMS = {*__all__} - {*_HOME, "__version__"}
 
 
 def __getattr__(name: str) -> Any:

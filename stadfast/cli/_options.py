@@ -48,6 +48,7 @@ Cpus = Annotated[int, typer.Option(min=1, help="With Ray: cores of each actor.")
 Gpus = Annotated[float | None, typer.Option(min=0, help="With Ray: GPUs of each actor, such as 0.25.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 FOR_JOBS = ("resume", "part_size", "engine", "address", "actors", "cpus", "gpus")  # go with --output
+WITH_OUTPUT = "goes with --output, the folder or URL that the scores are written to"
 FOR_RAY = ("address", "actors", "cpus", "gpus")  # go with --engine ray
 
 

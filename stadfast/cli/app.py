@@ -13,6 +13,7 @@ from ._guard import guarded
 from ._options import (
     FOR_JOBS,
     FOR_RAY,
+    WITH_OUTPUT,
     Actors,
     Address,
     BatchSize,
@@ -178,7 +179,7 @@ def score(
     from .score import score as run
 
     if output is None:
-        refuse(context, FOR_JOBS, "goes with --output, the folder or URL that the scores are written to")
+        refuse(context, FOR_JOBS, WITH_OUTPUT)
         run(
             model, list(map(Path, paths)), json=json, heatmaps=None if heatmaps is None else Path(heatmaps),
             device=device, batch_size=batch_size, skip_broken=skip_broken, native_scale=native_scale,
@@ -289,7 +290,7 @@ def evaluate(
             engine=engine, address=address, actors=actors, cpus=cpus, gpus=gpus, native_scale=native_scale,
         )  # fmt: skip
         return
-    refuse(context, FOR_JOBS, "goes with --output, the folder or URL that the scores are written to")
+    refuse(context, FOR_JOBS, WITH_OUTPUT)
     run(
         model,
         Path(data),

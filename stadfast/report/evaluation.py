@@ -162,18 +162,20 @@ def _figures(
 
 def _aligned(plane: Tensor, sample: Sample, resize: str) -> tuple[Tensor, Tensor | None]:
     """The map and the mask at one size."""
-    mask = None if sample.mask is None else _mask_of(sample)
+    if sample.mask is None and resize == "masks":
+        return plane, None
+    size = image_size(sample.image)
+    mask = None if sample.mask is None else _mask_of(sample, size)
     if resize == "masks":
         return plane, None if mask is None else resize_mask(mask, plane.shape)
-    size = image_size(sample.image)
     if tuple(plane.shape) != size:
         plane = interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     return plane, mask
 
 
-def _mask_of(sample: Sample) -> Tensor:
+def _mask_of(sample: Sample, size: tuple[int, int]) -> Tensor:
     assert sample.mask is not None
-    mask, size = read_mask(sample.mask), image_size(sample.image)
+    mask = read_mask(sample.mask)
     if tuple(mask.shape) != size:
         rows, columns = mask.shape
         raise DataError(
