@@ -104,7 +104,8 @@ class Evaluation:
     ) -> Self:
         """Add a batch; the arguments are those of ``evaluate``."""
         images, truths = self._prepared(maps, masks)
-        anomalous = _image_labels(labels, truths, masks is None)
+        filled = [truth is not None and any_set(truth) for truth in truths]
+        anomalous = _image_labels(labels, filled, masks is None)
         scores = _image_scores(image_scores, images)
         groups = _groups(types, anomalous)
         self._given_scores |= image_scores is not None
@@ -113,8 +114,8 @@ class Evaluation:
         ]
         self._unknown += known.count(False)
         self._empty += sum(
-            bad and truth is not None and not any_set(truth)
-            for truth, bad in zip(truths, anomalous, strict=True)
+            bad and truth is not None and not marked
+            for truth, bad, marked in zip(truths, anomalous, filled, strict=True)
         )
         for group in dict.fromkeys(groups):
             here = [i for i, g in enumerate(groups) if g == group]
@@ -259,15 +260,14 @@ def _image_counts(scores: Mapping[str, list[float]]) -> dict[str, Counts]:
     return held.counts()
 
 
-def _image_labels(labels: Any, masks: Sequence[Tensor | None], no_masks: bool) -> list[bool]:
-    filled = [mask is not None and any_set(mask) for mask in masks]
+def _image_labels(labels: Any, filled: list[bool], no_masks: bool) -> list[bool]:
     if labels is None:
         if no_masks:
             raise UsageError("evaluate needs masks or labels, got neither")
         return filled
     given = as_binary(labels, "labels").flatten().tolist()
-    if len(given) != len(masks):
-        raise UsageError(f"labels must be one per map, {len(masks)}, got {len(given)}")
+    if len(given) != len(filled):
+        raise UsageError(f"labels must be one per map, {len(filled)}, got {len(given)}")
     for i, (bad, marked) in enumerate(zip(given, filled, strict=True)):
         if marked and not bad:
             raise DataError(f"labels[{i}] says normal, but masks[{i}] has pixels set")
