@@ -34,9 +34,8 @@ def channels_first(images: np.ndarray | Tensor, name: str = "image") -> Tensor:
     elif len(shape) == 3:
         tensor = tensor[None]
     first = tensor.dim() == 4 and tensor.shape[1] in _CHANNELS
-    last = (
-        tensor.dim() == 4 and tensor.shape[3] in _CHANNELS and len(shape) > 2
-    )  # a grey image has no channels
+    # A grey image (H, W) has no channels, however narrow it is.
+    last = tensor.dim() == 4 and tensor.shape[3] in _CHANNELS and len(shape) > 2
     if not (first or last):
         raise DataError(f"{name} has shape {shape}; {_advice(shape, is_array)}")
     if tensor.numel() == 0:

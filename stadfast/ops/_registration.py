@@ -154,9 +154,8 @@ def _peer_distance_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """d|a - b|^2 / da = 2 (a - b) and d|a - b| / da = (a - b) / |a - b|, 0 where a = b (as torch has it)."""
     descriptors = list(ctx.saved_tensors)
     maps = grad.unbind(1)
-    factors = torch.stack(
-        [maps[group] for group in ctx.groups], 1
-    )  # of each pair; no index comes from the host
+    # Of each pair; an index tensor would be copied from the host.
+    factors = torch.stack([maps[group] for group in ctx.groups], 1)
     if ctx.squared:
         factors = 2 * factors
     else:

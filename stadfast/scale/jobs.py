@@ -121,9 +121,8 @@ def score(
     began = time.perf_counter()
     name, contents = _file_name(model), _contents(model)
     header = _header(model, contents)  # a damaged one is found before anything starts
-    if (
-        header.get("training", header).get("native_scale") and native_scale is None
-    ):  # a bundle's, or an archive's
+    facts = header.get("training", header)  # a bundle's, or an archive's
+    if facts.get("native_scale") and native_scale is None:
         raise UsageError(
             f"{os.fspath(model)} was fitted at native scale, and the workers resize the images, to which its threshold "
             "does not apply; native_scale=False takes it all the same"

@@ -208,9 +208,8 @@ def _kinds() -> dict[str, tuple[Callable[[Any], bool], str]]:
 
     def is_label(kind: Any) -> bool:
         kind = plain(kind)
-        whole = types.is_integer(kind) or types.is_floating(
-            kind
-        )  # pandas' labels are floats where one is missing
+        # pandas' labels are floats where one is missing
+        whole = types.is_integer(kind) or types.is_floating(kind)
         return types.is_null(kind) or types.is_boolean(kind) or whole
 
     picture = "binary (contents of files), or a struct with bytes or path"
